@@ -1,0 +1,123 @@
+"""Checkpoints on disk: a folder with `weights.safetensors` (fp16 storage) and `config.json`. A model bundle is one too.
+
+Tensors carry timm's own names, gates are `gates.<layer>.*`: a plain timm state dict in one file loads as well.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor
+
+from models.config import PrunedViTConfig
+from models.pruned_vit import PrunedViT, build
+
+WEIGHTS = "weights.safetensors"
+CONFIG = "config.json"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that can't be used; the message names the file and the mend."""
+
+
+def save(model: PrunedViT, folder: Path) -> None:
+    """Write `model` to `folder`, rounding its weights to fp16."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name.removeprefix("vit."): tensor.half().contiguous() for name, tensor in model.state_dict().items()}
+    partial = folder / f"{WEIGHTS}.partial"
+    save_file(tensors, partial, metadata={"format": "pt", "timm_model": model.config.architecture})
+    partial.replace(folder / WEIGHTS)  # never half a file, whenever the run is stopped
+    (folder / CONFIG).write_text(json.dumps(asdict(model.config), indent=1) + "\n")
+
+
+def load(folder: Path) -> PrunedViT:
+    """The model in `folder`, float32, in evaluation mode.
+
+    Raises:
+        CheckpointError: a file is missing or broken.
+    """
+    try:
+        config = PrunedViTConfig.from_json(json.loads((folder / CONFIG).read_text()))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{folder / CONFIG} is missing: give a folder written by `python -m models.train`"
+        ) from None
+    except ValueError as error:
+        raise CheckpointError(f"{folder / CONFIG} is not a model config ({error})") from None
+    model = build(config)
+    model.load_state_dict(_timm_to_model(read_weights(folder / WEIGHTS)))
+    return model.eval()
+
+
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file as float32, by timm name."""
+    try:
+        return {name: tensor.float() for name, tensor in load_file(file).items()}
+    except (FileNotFoundError, IsADirectoryError):
+        raise CheckpointError(f"{file} is missing: give a safetensors file in timm names") from None
+    except SafetensorError as error:
+        raise CheckpointError(f"{file} is not a whole safetensors file ({error}): fetch or write it anew") from None
+
+
+def initialise(model: PrunedViT, source: Path) -> list[str]:
+    """Load a starting point into `model`: a checkpoint folder or a timm state dict in one file.
+
+    The position embedding is resampled to the model's input size. Head and gates may be absent from the source (or of
+    another number of classes): they keep their random start, and their names are returned.
+
+    Raises:
+        CheckpointError: any other tensor is missing or doesn't fit.
+    """
+    tensors = read_weights(source / WEIGHTS if source.is_dir() else source)
+    vit, own = model.vit, model.state_dict()
+    if (embedding := tensors.get("pos_embed")) is not None and embedding.shape != vit.pos_embed.shape:
+        tensors["pos_embed"] = resample_abs_pos_embed(
+            embedding,
+            new_size=list(vit.patch_embed.grid_size),
+            num_prefix_tokens=0 if vit.no_embed_class else vit.num_prefix_tokens,
+        )
+    tensors = {k: v for k, v in _timm_to_model(tensors).items() if k in own}
+    optional = ("vit.head", "gates.")
+    tensors = {k: v for k, v in tensors.items() if not k.startswith(optional) or v.shape == own[k].shape}
+    fresh = sorted(set(own) - set(tensors))
+    wrong = [k for k in fresh if not k.startswith(optional)] + [
+        k for k, v in tensors.items() if v.shape != own[k].shape
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"{source} doesn't fit {model.config.architecture}: {len(wrong)} tensors missing or misshapen, first "
+            f"{wrong[0].removeprefix('vit.')!r}: name the matching model with --model"
+        )
+    model.load_state_dict(tensors, strict=False)
+    return fresh
+
+
+def at_size(model: PrunedViT, size_px: int) -> PrunedViT:
+    """The same weights at another input size, the position embedding resampled; ValueError if patches don't fit."""
+    if size_px == model.config.image_size_px:
+        return model
+    patch = model.vit.patch_embed.patch_size[0]
+    if size_px % patch:
+        raise ValueError(f"an input of {size_px} px isn't a whole number of {patch}-px patches")
+    other = build(replace(model.config, image_size_px=size_px))
+    tensors = dict(model.state_dict())
+    tensors["vit.pos_embed"] = resample_abs_pos_embed(
+        tensors["vit.pos_embed"],
+        new_size=list(other.vit.patch_embed.grid_size),
+        old_size=list(model.vit.patch_embed.grid_size),
+        num_prefix_tokens=0 if model.vit.no_embed_class else model.vit.num_prefix_tokens,
+    )
+    other.load_state_dict(tensors)
+    return other.train(model.training)
+
+
+def _timm_to_model(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name if name.startswith("gates.") else f"vit.{name}": tensor for name, tensor in tensors.items()}
+
+
+__all__ = ["CONFIG", "WEIGHTS", "CheckpointError", "at_size", "initialise", "load", "read_weights", "save"]

@@ -1,0 +1,119 @@
+"""Two execution paths, one meaning, whatever the architecture, attention, thresholds and neighbours."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+
+from models.config import Attention, PrunedViTConfig
+from models.pruned_vit import PrunedViT, UnsupportedModel, build, check_supported
+from tests.models.builders import LABELS, random_images, random_vit
+
+ARCHITECTURES = {  # name -> (input px, what it stands for)
+    "test_vit": (96, "plain"),
+    "vit_tiny_patch16_224": (64, "vit_base's layout"),
+    "deit_tiny_distilled_patch16_224": (64, "two prefix tokens"),
+    "vit_small_patch14_reg4_dinov2": (56, "registers and layer scale"),
+    "test_vit2": (64, "average pooling of patches"),
+}
+ATTENTIONS: tuple[Attention, ...] = ("full_context", "kept_only")
+MIXED = torch.tensor([0.0, 0.3, 0.5, 0.5, 0.7, 1.0])
+
+
+def both(model: PrunedViT, images: torch.Tensor, threshold: torch.Tensor) -> None:
+    with torch.inference_mode():
+        masked, sparse = model(images, threshold, "masked"), model(images, threshold, "sparse")
+    assert torch.equal(masked.kept, sparse.kept)
+    torch.testing.assert_close(sparse.logits, masked.logits, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_sparse_equals_masked_with_mixed_thresholds(architecture: str, attention: Attention) -> None:
+    model = random_vit(architecture, ARCHITECTURES[architecture][0], attention)
+    both(model, random_images(model, len(MIXED)), MIXED)
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("threshold", [0.0, 0.5, 1.0])
+def test_sparse_equals_masked_at_one_threshold(threshold: float, attention: Attention) -> None:
+    model = random_vit(attention=attention, gated_layers=(1, 2, 4))
+    both(model, random_images(model, 5), torch.full((5,), threshold))
+
+
+def test_counts_are_ragged_so_the_equalities_above_mean_something() -> None:
+    model = random_vit()
+    with torch.inference_mode():
+        kept = model(random_images(model, 6), torch.full((6,), 0.5)).kept
+    counts = kept.sum(-1)  # (B, L)
+    assert len(counts.unique()) > 8
+    assert 0.05 < kept.float().mean() < 0.95
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_paths_would_differ_if_skipping_did_nothing(attention: Attention) -> None:
+    model = random_vit(attention=attention)
+    images = random_images(model, 4)
+    with torch.inference_mode():
+        dense, pruned = model(images, torch.zeros(4)), model(images, torch.full((4,), 0.5))
+    assert (dense.logits - pruned.logits).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("execution", ["masked", "sparse"])
+def test_threshold_zero_is_plain_timm(architecture: str, execution: str) -> None:
+    model = random_vit(architecture, ARCHITECTURES[architecture][0])
+    images = random_images(model, 3)
+    with torch.inference_mode():
+        out = model(images, torch.zeros(3), execution)
+        torch.testing.assert_close(out.logits, model.vit(images), atol=1e-4, rtol=0)
+    assert out.kept.all()
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_an_image_is_answered_the_same_alone_and_in_any_batch_order_and_company(attention: Attention) -> None:
+    model = random_vit(attention=attention)
+    images = random_images(model, len(MIXED))
+    order = torch.tensor([3, 0, 5, 1, 4, 2])
+    with torch.inference_mode():
+        together = model(images, MIXED, "sparse")
+        shuffled = model(images[order], MIXED[order], "sparse")
+        for i in range(len(images)):
+            alone = model(images[i : i + 1], MIXED[i : i + 1], "sparse")
+            for other, row in ((together, i), (shuffled, int((order == i).nonzero()))):
+                assert torch.equal(alone.kept[0], other.kept[row])
+                torch.testing.assert_close(alone.logits[0], other.logits[row], atol=1e-4, rtol=0)
+
+
+def test_a_higher_threshold_never_keeps_more_in_the_first_gated_layer() -> None:
+    model = random_vit(gated_layers=(2, 4))
+    images, thresholds = random_images(model, 1), torch.linspace(0, 1, 21)
+    with torch.inference_mode():
+        kept = model(images.expand(21, -1, -1, -1), thresholds).kept[:, 2]
+    assert (kept[1:] <= kept[:-1]).all()
+
+
+def test_layers_without_a_gate_keep_everything_and_score_one() -> None:
+    model = random_vit(gated_layers=(3,))
+    with torch.inference_mode():
+        out = model(random_images(model, 2), torch.ones(2))
+    ungated = [0, 1, 2, 4, 5]
+    assert out.kept[:, ungated].all()
+    assert (out.scores[:, ungated] == 1).all()
+    assert not out.kept[:, 3].any()
+
+
+def test_a_model_that_cant_be_pruned_is_refused_by_name() -> None:
+    resnet = timm.create_model("resnet18")
+    with pytest.raises(UnsupportedModel, match="resnet18 is a ResNet"):
+        check_supported(resnet, "resnet18")
+    with pytest.raises(UnsupportedModel, match="only timm.s VisionTransformer family|can.t build"):
+        build(PrunedViTConfig("vit_relpos_small_patch16_224", 64, LABELS))
+    with pytest.raises(UnsupportedModel, match="no_such_vit"):
+        build(PrunedViTConfig("no_such_vit", 64, LABELS))
+
+
+def test_a_gate_in_a_layer_that_isnt_there_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"layers 0 to 5"):
+        build(PrunedViTConfig("test_vit", 64, LABELS, gated_layers=(6,)))
