@@ -1,0 +1,83 @@
+"""Turn a trained checkpoint into a model bundle (ONNX), or into TorchScript.
+
+    python -m export --checkpoint runs/gates --out models/zoo/NAME --images IMAGES --origin TEXT
+    python -m export --checkpoint models/zoo/NAME --out models/zoo/NAME        (write a bundle's graphs anew)
+    python -m export --checkpoint models/zoo/NAME --out . --format torchscript
+
+The checkpoint folder must hold what `models.train` and `models.evaluate` wrote: train.json, evaluation.json and
+calibration.json. IMAGES are a few real ones, in an image folder, to prove parity on; a bundle's own samples by default.
+Exits 1 when parity doesn't hold, 2 for input that can't be used. The last line of the output is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from export.bundle import image_array, read_source, write_bundle
+from export.parity import Parity, compare, torchscript_infer
+from export.to_onnx import ExportError
+from export.to_torchscript import to_torchscript
+from models import checkpoint
+from models.checkpoint import CheckpointError
+from models.data import DataError, LabelledImages, load_images
+from models.pruned_vit import UnsupportedModel
+from service.artifact import Origin
+
+SAMPLES = "samples"
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, required=True, help="folder with a trained model, or a bundle")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="the bundle's folder; its last part is the model's name"
+    )
+    parser.add_argument("--format", choices=["onnx", "torchscript"], default="onnx")
+    parser.add_argument("--sizes", default="", help="further input sizes to serve, px, comma-separated")
+    parser.add_argument("--images", help=f"image folder for parity; default: CHECKPOINT/{SAMPLES}")
+    parser.add_argument("--data-name", default="CIFAR-100", help="name of the evaluation data, for the manifest")
+    parser.add_argument("--origin", help="where the weights come from; default: as in the checkpoint's own manifest")
+    parser.add_argument("--licence", default="Apache-2.0", help="of the weights")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line."""
+    options = parse(argv)
+    try:
+        images = load_images(options.images or str(options.checkpoint / SAMPLES), "test", 1)
+        run = _torchscript if options.format == "torchscript" else _bundle
+        parities = run(options, images)
+    except (CheckpointError, DataError, UnsupportedModel, ValueError) as error:
+        print(f"export: {error}", file=sys.stderr)
+        return 2
+    except ExportError as error:
+        print(f"export: {error}", file=sys.stderr)
+        return 1
+    for name, parity in parities.items():
+        print(f"{name}: {parity}", file=sys.stderr)
+    print(json.dumps({name: parity.as_json() for name, parity in parities.items()}))
+    return 0 if all(parity.holds for parity in parities.values()) else 1
+
+
+def _bundle(options: argparse.Namespace, images: LabelledImages) -> dict[str, Parity]:
+    origin = Origin(licence=options.licence, weights=options.origin) if options.origin else None
+    sizes_px = tuple(int(size) for size in options.sizes.split(",") if size)
+    source = read_source(options.checkpoint, sizes_px, options.data_name, origin)
+    return write_bundle(source, options.out, images)
+
+
+def _torchscript(options: argparse.Namespace, images: LabelledImages) -> dict[str, Parity]:
+    model = checkpoint.load(options.checkpoint)
+    file = options.out / "model.pt"
+    to_torchscript(model, file)
+    pixels = image_array(images, model.config.image_size_px)
+    return {file.name: compare(model, torchscript_infer(file), pixels)}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

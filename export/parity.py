@@ -1,0 +1,114 @@
+"""Parity: does what is served say what the trained model says? Torch's masked path against the served engine.
+
+Compared on real images over batch sizes and thresholds, mixed thresholds included. Each reference row is computed once
+and its image comes in every batch size: rows that depended on their neighbours would show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from export.graph import ServedViT
+from models.pruned_vit import PrunedViT
+from service.engine import EngineOutput
+
+BATCH_SIZES = (1, 2, 7, 16)
+THRESHOLDS = (0.0, 0.25, 0.5, 0.75, 1.0)
+LOGIT_TOLERANCE = 1e-3  # rows whose masks agree; rounding alone gives about 1e-5
+MASK_TOLERANCE = 0.999  # share of rows whose masks are identical: a score within rounding of its threshold may flip one
+
+Infer = Callable[[NDArray[np.uint8], NDArray[np.float32]], EngineOutput]
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The comparison's figures; differences are between logits."""
+
+    rows: int  # compared rows: images x thresholds x batch sizes
+    max_difference: float  # over rows whose masks are identical
+    mean_difference: float
+    top1_agreement: float  # share of rows
+    identical_masks: float  # share of rows
+    kept_agreement: float  # share of single decisions
+
+    @property
+    def holds(self) -> bool:
+        """Within the tolerances above."""
+        return self.max_difference <= LOGIT_TOLERANCE and self.identical_masks >= MASK_TOLERANCE
+
+    def as_json(self) -> dict[str, float | int | bool]:
+        """The figures and the verdict."""
+        return {k: v if isinstance(v, int) else float(f"{v:.3g}") for k, v in asdict(self).items()} | {
+            "holds": self.holds
+        }
+
+
+def compare(model: PrunedViT, infer: Infer, images: NDArray[np.uint8]) -> Parity:
+    """Compare `infer` with the torch reference on images (n, H, W, 3) of one size."""
+    rows = list(_thresholds(len(images)))
+    reference = [_reference(model, images, threshold) for threshold in rows]
+    differences, same_top1, same_mask, same_kept = [], [], [], []
+    for threshold, expected in zip(rows, reference, strict=True):
+        for batch_size in BATCH_SIZES:
+            actual = _in_batches(infer, images, threshold, batch_size)
+            identical = (actual.kept == expected.kept).all(axis=(1, 2))
+            difference = np.abs(actual.logits - expected.logits)
+            differences.append(difference[identical])
+            same_top1.append(actual.logits.argmax(1) == expected.logits.argmax(1))
+            same_mask.append(identical)
+            same_kept.append((actual.kept == expected.kept).mean())
+    every = np.concatenate(differences)
+    return Parity(
+        rows=sum(map(len, same_mask)),
+        max_difference=float(every.max(initial=0.0)),
+        mean_difference=float(every.mean()) if every.size else 0.0,
+        top1_agreement=float(np.concatenate(same_top1).mean()),
+        identical_masks=float(np.concatenate(same_mask).mean()),
+        kept_agreement=float(np.mean(same_kept)),
+    )
+
+
+def onnx_infer(file: Path) -> Infer:
+    """A graph that isn't served (the masked reference), run as it is."""
+    import onnxruntime as ort
+
+    session = ort.InferenceSession(file, providers=["CPUExecutionProvider"])
+    return lambda images, threshold: EngineOutput(*session.run(None, {"images": images, "threshold": threshold}))
+
+
+def torchscript_infer(file: Path) -> Infer:
+    """A TorchScript file, as a user would load it."""
+    module = torch.jit.load(str(file))
+
+    @torch.inference_mode()
+    def infer(images: NDArray[np.uint8], threshold: NDArray[np.float32]) -> EngineOutput:
+        logits, kept = module(torch.from_numpy(images), torch.from_numpy(threshold))
+        return EngineOutput(logits.numpy(), kept.numpy())
+
+    return infer
+
+
+def _thresholds(images: int) -> Iterator[NDArray[np.float32]]:
+    for threshold in THRESHOLDS:
+        yield np.full(images, threshold, np.float32)
+    yield np.resize(np.array(THRESHOLDS, np.float32), images)  # all of them in one batch
+
+
+@torch.inference_mode()
+def _reference(model: PrunedViT, images: NDArray[np.uint8], threshold: NDArray[np.float32]) -> EngineOutput:
+    logits, kept = ServedViT(model, "masked")(torch.from_numpy(images), torch.from_numpy(threshold))
+    return EngineOutput(logits.numpy(), kept.numpy())
+
+
+def _in_batches(
+    infer: Infer, images: NDArray[np.uint8], threshold: NDArray[np.float32], batch_size: int
+) -> EngineOutput:
+    starts = range(0, len(images), batch_size)
+    parts = [infer(images[i : i + batch_size], threshold[i : i + batch_size]) for i in starts]
+    return EngineOutput(np.concatenate([p.logits for p in parts]), np.concatenate([p.kept for p in parts]))

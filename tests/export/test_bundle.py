@@ -1,0 +1,148 @@
+"""A bundle is whole, verified, weightless in its graphs, and says what was measured."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from safetensors.numpy import load_file
+
+from export.__main__ import main
+from export.to_onnx import safetensors_spans
+from service.artifact import load_bundle
+
+Capture = pytest.CaptureFixture[str]
+
+
+def test_the_bundle_verifies_and_holds_what_the_contract_names(tiny_bundle: Path) -> None:
+    manifest = load_bundle(tiny_bundle).manifest
+    assert manifest.sizes_px == (64, 32)
+    assert [graph.file for graph in manifest.graphs] == ["model.onnx", "model-32.onnx"]
+    assert set(manifest.files) == {file.name for file in tiny_bundle.iterdir()} - {"manifest.json"}
+    assert {"weights.safetensors", "masked.onnx", "README.md", "parity.json"} <= set(manifest.files)
+    assert manifest.presets["full"].threshold == 0
+    assert manifest.labels == ("blue", "green", "red")
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model-32.onnx", "masked.onnx"])
+def test_graphs_hold_no_weights_and_point_into_the_one_file(name: str, tiny_bundle: Path) -> None:
+    model = onnx.load(tiny_bundle / name, load_external_data=False)
+    spans = safetensors_spans(tiny_bundle / "weights.safetensors")
+    external = [i for i in model.graph.initializer if i.data_location == onnx.TensorProto.EXTERNAL]
+    pointed = set()
+    for initializer in external:
+        entry = {item.key: item.value for item in initializer.external_data}
+        assert entry["location"] == "weights.safetensors"
+        pointed.add((int(entry["offset"]), int(entry["length"])))
+    own = {
+        (span.offset, span.length)
+        for tensor, span in spans.items()
+        if name != "model-32.onnx" or "pos_embed" not in tensor
+    }
+    assert pointed == own  # every weight, and nothing else
+    inline = [i for i in model.graph.initializer if i.data_location != onnx.TensorProto.EXTERNAL]
+    resampled = [i for i in inline if i.name.endswith("pos_embed")]
+    assert len(resampled) == (1 if name == "model-32.onnx" else 0)
+    assert sum(len(i.raw_data) for i in inline if i not in resampled) < 2_000
+    assert str(tiny_bundle.parent) not in str(model)
+
+
+def test_spans_are_where_the_tensors_are(tiny_bundle: Path) -> None:
+    file = tiny_bundle / "weights.safetensors"
+    raw, tensors = file.read_bytes(), load_file(file)
+    for name, span in safetensors_spans(file).items():
+        stored = np.frombuffer(raw[span.offset : span.offset + span.length], np.float16).reshape(span.shape)
+        np.testing.assert_array_equal(stored, tensors[name])
+
+
+def test_the_graph_has_the_contracts_names_and_types(tiny_bundle: Path) -> None:
+    for name in ("model.onnx", "masked.onnx"):
+        session = ort.InferenceSession(tiny_bundle / name, providers=["CPUExecutionProvider"])
+        assert {i.name: i.type for i in session.get_inputs()} == {
+            "images": "tensor(uint8)",
+            "threshold": "tensor(float)",
+        }
+        assert {o.name: o.type for o in session.get_outputs()} == {"logits": "tensor(float)", "kept": "tensor(bool)"}
+        assert session.get_inputs()[0].shape[1:] == [64, 64, 3]
+
+
+def test_parity_was_proved_and_written_down(tiny_bundle: Path) -> None:
+    parity = json.loads((tiny_bundle / "parity.json").read_text())
+    assert set(parity) == {"model.onnx", "model-32.onnx", "masked.onnx"}
+    for figures in parity.values():
+        assert figures["holds"]
+        assert figures["rows"] == 12 * 6 * 4  # images x thresholds x batch sizes
+        assert figures["max_difference"] < 1e-4
+        assert figures["identical_masks"] == 1
+
+
+def test_a_bundle_is_a_checkpoint_and_exports_to_the_same_bundle(
+    tiny_bundle: Path, toy_images: Path, tmp_path: Path
+) -> None:
+    again = tmp_path / "tiny"
+    arguments = ["--checkpoint", str(tiny_bundle), "--out", str(again), "--images", str(toy_images), "--sizes", "32"]
+    assert main([*arguments, "--data-name", "toy colours"]) == 0
+    before, after = load_bundle(tiny_bundle).manifest, load_bundle(again).manifest
+    assert before.version == after.version
+    assert before == after
+
+
+def test_the_card_tells_the_table_and_the_origin(tiny_bundle: Path) -> None:
+    card = (tiny_bundle / "README.md").read_text()
+    rows = json.loads((tiny_bundle / "evaluation.json").read_text())["rows"]
+    for row in rows:
+        assert f"| {row['threshold']:g} | {row['skipped_patches']:.1f} |" in card
+    assert "Random numbers." in card
+
+
+def test_torchscript_is_written_on_request_with_parity(
+    tiny_bundle: Path, toy_images: Path, tmp_path: Path, capsys: Capture, recwarn: pytest.WarningsRecorder
+) -> None:
+    arguments = ["--checkpoint", str(tiny_bundle), "--out", str(tmp_path), "--images", str(toy_images)]
+    assert main([*arguments, "--format", "torchscript"]) == 0
+    assert (tmp_path / "model.pt").exists()
+    figures = json.loads(capsys.readouterr().out.strip().splitlines()[-1])["model.pt"]
+    assert figures["holds"]
+    assert figures["identical_masks"] == 1
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("evaluation.json", "python -m models.evaluate --checkpoint"),
+        ("calibration.json", "--split heldout"),
+        ("weights.safetensors", "weights.safetensors is missing"),
+        ("config.json", "config.json is missing"),
+    ],
+)
+def test_a_missing_piece_is_named_with_the_command_that_makes_it(
+    missing: str, message: str, toy_checkpoint: Path, toy_images: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(toy_checkpoint, folder)
+    (folder / missing).unlink()
+    arguments = ["--checkpoint", str(folder), "--out", str(tmp_path / "zoo" / "x"), "--images", str(toy_images)]
+    assert main([*arguments, "--origin", "somewhere"]) in (1, 2)
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]
+    assert not (tmp_path / "zoo" / "x").exists()
+
+
+def test_a_model_without_gates_and_one_of_another_family_are_refused(
+    toy_checkpoint: Path, toy_images: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    common = ["--out", str(tmp_path / "x"), "--images", str(toy_images), "--origin", "somewhere"]
+    assert main(["--checkpoint", str(toy_checkpoint.parent / "dense"), *common]) == 1
+    assert "has no gates: train them with" in capsys.readouterr().err
+    folder = tmp_path / "other"
+    shutil.copytree(toy_checkpoint, folder)
+    config = json.loads((folder / "config.json").read_text()) | {"architecture": "resnet18"}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert main(["--checkpoint", str(folder), *common]) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("export: ")
+    assert "resnet18" in last
