@@ -1,0 +1,163 @@
+"""`python -m service` (also `skipvit-serve`): serve a model bundle over HTTP until SIGTERM, then drain and exit 0.
+
+    python -m service --port 8000 --model cifar100-vits14
+    SKIPVIT_MAX_BATCH_SIZE=16 python -m service
+    python -m service --print-config
+
+Every setting is also an environment variable, `SKIPVIT_*`; `--print-config` shows them all. Ready within seconds. A
+wrong setting or a broken bundle ends it with one line on stderr and exit code 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import math
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import uvicorn
+from pydantic import ValidationError
+
+from service.app import create_app, load_engine, load_model_bundle
+from service.errors import ServiceError
+from service.lifecycle import Lifecycle
+from service.settings import Settings, explain_settings_error
+
+EXIT_OK, EXIT_UNFINISHED, EXIT_USAGE = 0, 1, 2
+_LAST_ANSWERS_S = 1  # for the answers to requests that were given up
+
+_LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line", "stream": "ext://sys.stderr"}},
+    "root": {"handlers": ["stderr"], "level": "WARNING"},
+    "loggers": {"uvicorn": {"level": "INFO"}, "skipvit": {"level": "INFO"}},
+}
+
+
+class DrainingServer(uvicorn.Server):
+    """On the first SIGTERM or SIGINT: not ready at once, accept for a while, then finish. On the second: exit now."""
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        *,
+        lifecycle: Lifecycle,
+        delay_s: float,
+        timeout_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(config)
+        self._lifecycle = lifecycle
+        self._delay_s = delay_s
+        self._timeout_s = timeout_s
+        self._clock = clock
+        self._stop_at_s: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Signal handler. Uvicorn's own would note the signal and raise it again after a clean end: no exit code 0."""
+        if self._stop_at_s is not None:
+            os._exit(128 + sig)
+        self._stop_at_s = self._clock() + self._delay_s
+        self._lifecycle.begin_drain()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called ten times a second by the main loop; true ends it."""
+        if self._stop_at_s is not None and self._clock() >= self._stop_at_s:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop accepting and let requests finish; after the timeout they are answered 503, before uvicorn cuts them."""
+        timer = asyncio.get_running_loop().call_later(self._timeout_s, self._lifecycle.abandon)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            timer.cancel()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Serve until told to stop; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    given = {name: value for name, value in vars(arguments).items() if value is not None and name != "print_config"}
+    try:
+        settings = Settings(**given)
+    except ValidationError as error:
+        return _refuse(explain_settings_error(error))
+    if arguments.print_config:
+        print(settings.model_dump_json(indent=2))
+        return EXIT_OK
+    try:
+        with _ending_on_sigterm():
+            bundle = load_model_bundle(settings)
+            engine = load_engine(settings, bundle)
+    except ServiceError as error:
+        return _refuse(str(error))
+    app = create_app(settings, bundle=bundle, engine=engine)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=_LOGGING,
+        access_log=False,  # `skipvit.access` has the request's id
+        server_header=False,
+        lifespan="on",
+        timeout_keep_alive=settings.keep_alive_timeout_s,
+        timeout_graceful_shutdown=math.ceil(settings.drain_timeout_s) + _LAST_ANSWERS_S,
+    )
+    lifecycle: Lifecycle = app.state.lifecycle
+    DrainingServer(
+        config, lifecycle=lifecycle, delay_s=settings.drain_delay_s, timeout_s=settings.drain_timeout_s
+    ).run()
+    if not lifecycle.finished_in_time:
+        # The engine's thread hangs in native code; waiting for it, as the interpreter would, may take for ever.
+        logging.getLogger("skipvit").error("gave up on images that were still being computed")
+        logging.shutdown()
+        os._exit(EXIT_UNFINISHED)
+    return EXIT_OK
+
+
+@contextmanager
+def _ending_on_sigterm() -> Iterator[None]:
+    """Exit on SIGTERM while the model loads and no server listens yet; process 1 of a container would ignore it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_OK))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _parser() -> argparse.ArgumentParser:
+    summary, _, rest = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        "python -m service", description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--host", help="address to listen on (SKIPVIT_HOST)")
+    parser.add_argument("--port", help="port to listen on, 0 lets the system choose (SKIPVIT_PORT)")
+    parser.add_argument("--model-repository", help="folder of model bundles (SKIPVIT_MODEL_REPOSITORY)")
+    parser.add_argument("--model", dest="default_model", help="bundle to serve (SKIPVIT_DEFAULT_MODEL)")
+    parser.add_argument("--threads", help="threads that compute one batch, 0 for all CPUs (SKIPVIT_THREADS)")
+    parser.add_argument("--print-config", action="store_true", help="print all settings as JSON and exit")
+    return parser
+
+
+def _refuse(message: str) -> int:
+    print(f"skipvit: {' '.join(message.split())}", file=sys.stderr)
+    return EXIT_USAGE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,230 @@
+"""The model bundle: its manifest's schema and its verified load. This file is the contract between export and service.
+
+A bundle is a folder: `manifest.json`, `weights.safetensors`, one sparse graph per input size, the masked reference
+graph and a model card. The graphs hold no weights: their initializers point into the weights file. It knows nothing of
+ONNX Runtime, HTTP or torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from service.errors import BundleError
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+
+Ratio = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FileDigest(_Frozen):
+    """What a file of the bundle must be."""
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    size_bytes: int = Field(ge=0)
+
+
+class Preprocessing(_Frozen):
+    """How an image becomes the graph's uint8 input: shorter side to the input size, centre crop, RGB.
+
+    Scaling by 1/255, `mean`, `std` and the layout live inside the graph; they are recorded here for the reader.
+    """
+
+    interpolation: Literal["bicubic", "bilinear"]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class LayerMacs(_Frozen):
+    """MACs of one layer for `k` kept patches: `constant + per_kept * k + per_kept_squared * k**2`."""
+
+    constant: int = Field(ge=0)
+    per_kept: int = Field(ge=0)
+    per_kept_squared: int = Field(ge=0)
+
+
+class Graph(_Frozen):
+    """One sparse graph: an input size and what it costs there."""
+
+    file: str
+    size_px: int = Field(gt=0)
+    patches: int = Field(gt=0)
+    dense_macs: int = Field(gt=0)  # the plain model at this size: no gates, everything computed
+    fixed_macs: int = Field(ge=0)  # outside the layers: patch embedding and head
+    layer_macs: tuple[LayerMacs, ...]
+
+
+class Spread(_Frozen):
+    """Mean and 10th and 90th percentile over images."""
+
+    mean: Ratio
+    p10: Ratio
+    p90: Ratio
+
+
+class CalibrationPoint(_Frozen):
+    """What one pair of input size and threshold costs and scores on held-out training images."""
+
+    size_px: int
+    threshold: Share
+    macs_ratio: Spread  # of the dense MACs at the full size
+    skipped_patches: float = Field(ge=0)  # mean over images and gated layers
+    keep_per_layer: tuple[Share, ...]  # share of patches computed, every layer of the model
+    accuracy: Share
+
+
+class Preset(_Frozen):
+    """A named pair of input size and threshold."""
+
+    size_px: int
+    threshold: Share
+
+
+class Evaluation(_Frozen):
+    """The dense accuracy and where it was measured; the whole table is in the bundle's `evaluation.json`."""
+
+    data: str
+    images: int = Field(gt=0)
+    top1: Share
+    top5: Share
+    runtime: str
+
+
+class Origin(_Frozen):
+    """Where the weights come from and under which terms."""
+
+    licence: str
+    weights: str
+
+
+class Manifest(_Frozen):
+    """`manifest.json`, schema version 1."""
+
+    schema_version: Literal[1]
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    version: str
+    architecture: str  # the timm model name
+    attention: Literal["full_context", "kept_only"]
+    labels: tuple[str, ...]
+    preprocessing: Preprocessing
+    layers: int = Field(gt=0)
+    gated_layers: tuple[int, ...]
+    graphs: tuple[Graph, ...] = Field(min_length=1)  # the full size first
+    masked_graph: str
+    presets: dict[Literal["full", "balanced", "economy"], Preset]
+    calibration: tuple[CalibrationPoint, ...]
+    evaluation: Evaluation
+    origin: Origin
+    files: dict[str, FileDigest]
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Manifest:
+        sizes = self.sizes_px
+        if len(set(sizes)) != len(sizes) or sizes[0] != max(sizes):
+            raise ValueError(f"graphs must have distinct sizes, the full one first: {sizes}")
+        if any(len(graph.layer_macs) != self.layers for graph in self.graphs):
+            raise ValueError(f"every graph needs layer_macs for all {self.layers} layers")
+        if not self.gated_layers or not set(self.gated_layers) <= set(range(self.layers)):
+            raise ValueError(f"gated_layers must name some of the {self.layers} layers: {self.gated_layers}")
+        for name in (*(graph.file for graph in self.graphs), self.masked_graph):
+            if name not in self.files:
+                raise ValueError(f"files has no digest for {name}")
+        for preset in self.presets.values():
+            if preset.size_px not in sizes:
+                raise ValueError(f"a preset names the size {preset.size_px}, which no graph has")
+        return self
+
+    @property
+    def sizes_px(self) -> tuple[int, ...]:
+        """The input sizes served, the full one first."""
+        return tuple(graph.size_px for graph in self.graphs)
+
+    @property
+    def full(self) -> Graph:
+        """The graph at the full input size, against which every cost is compared."""
+        return self.graphs[0]
+
+    def graph(self, size_px: int) -> Graph:
+        """The graph for an input size; KeyError if the bundle has none."""
+        for graph in self.graphs:
+            if graph.size_px == size_px:
+                return graph
+        raise KeyError(size_px)
+
+
+class Bundle(_Frozen):
+    """A folder whose manifest is valid and whose files were verified."""
+
+    path: Path
+    manifest: Manifest
+
+
+def load_bundle(path: Path) -> Bundle:
+    """Read and verify the bundle in the folder `path`.
+
+    Raises:
+        BundleError: one line that names the file and the mend, for each way a bundle can be broken.
+    """
+    if not path.is_dir():
+        raise BundleError(f"no model bundle at {path}: build one with `make export` or set SKIPVIT_MODEL_REPOSITORY")
+    manifest = _read_manifest(path / MANIFEST)
+    if manifest.name != path.name:
+        raise BundleError(
+            f"{path / MANIFEST}: the name is {manifest.name!r}, the folder's is {path.name!r}: rename one"
+        )
+    for name, digest in manifest.files.items():
+        _verify(path, name, digest)
+    return Bundle(path=path, manifest=manifest)
+
+
+def _read_manifest(file: Path) -> Manifest:
+    try:
+        raw = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        raise BundleError(f"{file} is missing: {path_mend(file.parent)}") from None
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{file} can't be read as JSON ({error}): {path_mend(file.parent)}") from None
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if version != SCHEMA_VERSION:
+        raise BundleError(
+            f"{file}: schema_version {version!r} isn't the one this version reads ({SCHEMA_VERSION}): "
+            f"{path_mend(file.parent)}"
+        )
+    try:
+        return Manifest.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "manifest"
+        raise BundleError(f"{file}: {where}: {first['msg']}: {path_mend(file.parent)}") from None
+
+
+def _verify(path: Path, name: str, digest: FileDigest) -> None:
+    file = path / name
+    if file.parent != path:
+        raise BundleError(f"{path / MANIFEST}: {name!r} is not a plain file name: {path_mend(path)}")
+    try:
+        if (size := file.stat().st_size) != digest.size_bytes:
+            raise BundleError(
+                f"{file}: {size} bytes, the manifest says {digest.size_bytes} (cut short?): {path_mend(path)}"
+            )
+        with file.open("rb") as stream:
+            actual = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise BundleError(f"{file} can't be read ({error.strerror}): {path_mend(path)}") from None
+    if actual != digest.sha256:
+        raise BundleError(f"{file}: sha256 differs from the manifest's (corrupt or edited): {path_mend(path)}")
+
+
+def path_mend(path: Path) -> str:
+    """What to do about a broken bundle."""
+    return f"restore {path} from version control or build it anew with `make export`"

@@ -1,0 +1,100 @@
+"""One batch in the making: entries with their futures, and the staging buffer their images are copied into.
+
+It knows when an entry is dead and how to keep rows contiguous; it knows no engine and no queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.errors import DeadlinePassed
+
+Reason = Literal["idle", "busy", "full", "retry"]
+
+
+class Answer(NamedTuple):
+    """What the engine gave for one image, and when."""
+
+    logits: NDArray[np.float32]  # (classes,)
+    kept: NDArray[np.bool_]  # (L, P)
+    batch_size: int
+    queue_s: float  # from admission to the start of its batch
+    inference_s: float  # of the whole batch
+
+
+@dataclass(frozen=True)
+class BatchStats:
+    """One run of the engine."""
+
+    size_px: int
+    rows: int
+    reason: Reason  # why it left: engine idle; engine came free; batch full; a row on its own after a failure
+    oldest_queue_s: float
+    inference_s: float
+
+
+@dataclass(eq=False)
+class Entry:
+    """One accepted image and who waits for it."""
+
+    image: NDArray[np.uint8]  # (S, S, 3)
+    threshold: float
+    deadline: float | None
+    admitted_s: float
+    future: asyncio.Future[Answer]
+
+    def is_dead(self, now_s: float) -> bool:
+        """Nobody waits any more; one whose deadline has just passed is told so."""
+        if self.deadline is not None and self.deadline <= now_s:
+            self.fail(DeadlinePassed("the deadline passed while the image waited"))
+        return self.future.done()
+
+    def fail(self, error: Exception) -> None:
+        """Resolve with an error, unless resolved already."""
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+@dataclass(eq=False)
+class Batch:
+    """Rows for one run of the engine, all of one input size."""
+
+    buffer: NDArray[np.uint8]  # (max_batch_size, S, S, 3)
+    while_busy: bool
+    entries: list[Entry] = field(default_factory=list)
+
+    @property
+    def size_px(self) -> int:
+        return int(self.buffer.shape[1])
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.entries) == len(self.buffer)
+
+    @property
+    def reason(self) -> Reason:
+        if self.is_full:
+            return "full"
+        return "busy" if self.while_busy else "idle"
+
+    def admit(self, entry: Entry) -> bool:
+        """Copy the entry's image into its row; False if it doesn't belong here."""
+        if self.is_full or entry.image.shape != self.buffer.shape[1:]:
+            return False
+        self.buffer[len(self.entries)] = entry.image
+        self.entries.append(entry)
+        return True
+
+    def drop_dead(self, now_s: float) -> None:
+        """Remove dead entries; the last row moves into the gap, so that rows stay contiguous."""
+        for row in reversed(range(len(self.entries))):
+            if self.entries[row].is_dead(now_s):
+                last = self.entries.pop()
+                if row < len(self.entries):
+                    self.entries[row] = last
+                    self.buffer[row] = self.buffer[len(self.entries)]

@@ -1,0 +1,95 @@
+"""From what the caller wants to spend to an input size and a threshold. Pure; knows the calibration table, no HTTP.
+
+The table holds, for pairs of input size and threshold, the mean share of the full dense MACs and the accuracy. Between
+two neighbouring thresholds of one size both are taken as linear, and so is the threshold that meets a share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import NamedTuple
+
+from service.artifact import CalibrationPoint, Manifest
+from service.errors import BadParameter
+from service.settings import PresetName
+
+
+class Choice(NamedTuple):
+    """What the engine gets for one request."""
+
+    size_px: int
+    threshold: float
+
+
+class _Candidate(NamedTuple):
+    accuracy: float
+    macs_ratio: float
+    choice: Choice
+
+
+def choose(
+    manifest: Manifest,
+    *,
+    threshold: float | None = None,
+    compute: float | None = None,
+    preset: PresetName | None = None,
+    size_px: int | None = None,
+    default_preset: PresetName = "balanced",
+) -> Choice:
+    """The input size and threshold that a request's parameters stand for.
+
+    `threshold` runs at `size_px` or at the full size. `compute` finds the best pair, among those of `size_px` if that
+    is given. `preset` is a pair by name. With none of the three the default preset answers; `size_px` alone keeps the
+    default preset's threshold.
+
+    Raises:
+        BadParameter: parameters that exclude each other, a size the bundle doesn't have, or no table to solve with.
+    """
+    given = {"threshold": threshold, "compute": compute, "preset": preset}
+    named = [name for name, value in given.items() if value is not None]
+    if len(named) > 1:
+        raise BadParameter(f"{' and '.join(named)} exclude each other: give one of threshold, compute and preset")
+    if size_px is not None and size_px not in manifest.sizes_px:
+        raise BadParameter(f"size: {size_px} is not one of {', '.join(str(size) for size in manifest.sizes_px)}")
+    if threshold is not None:
+        return Choice(size_px or manifest.full.size_px, threshold)
+    if compute is not None:
+        return solve(manifest, compute, size_px=size_px)
+    if preset is not None and size_px is not None:
+        raise BadParameter("size and preset exclude each other: a preset names its own size")
+    found = manifest.presets.get(preset or default_preset)
+    if found is None:
+        raise BadParameter(f"preset: {manifest.name} has no {preset!r}, only {', '.join(manifest.presets)}")
+    return Choice(size_px or found.size_px, found.threshold)
+
+
+def solve(manifest: Manifest, compute: float, *, size_px: int | None = None) -> Choice:
+    """The most accurate pair that spends at most the share `compute` of the full dense MACs, on average.
+
+    Of equally accurate ones the dearer; if none is cheap enough, the cheapest.
+
+    Raises:
+        BadParameter: the bundle has no calibration for what is asked.
+    """
+    points = [point for point in manifest.calibration if size_px in (None, point.size_px)]
+    if not points:
+        raise BadParameter("compute: this model has no calibration table for it; use threshold")
+    candidates = list(_within(points, compute))
+    if not candidates:
+        cheapest = min(points, key=lambda point: point.macs_ratio.mean)
+        return Choice(cheapest.size_px, cheapest.threshold)
+    return max(candidates).choice
+
+
+def _within(points: list[CalibrationPoint], compute: float) -> Iterator[_Candidate]:
+    for point in points:
+        if point.macs_ratio.mean <= compute:
+            yield _Candidate(point.accuracy, point.macs_ratio.mean, Choice(point.size_px, point.threshold))
+    by_threshold = sorted(points, key=lambda point: (point.size_px, point.threshold))
+    for lower, upper in pairwise(by_threshold):
+        if lower.size_px == upper.size_px and upper.macs_ratio.mean < compute < lower.macs_ratio.mean:
+            share = (lower.macs_ratio.mean - compute) / (lower.macs_ratio.mean - upper.macs_ratio.mean)
+            threshold = lower.threshold + share * (upper.threshold - lower.threshold)
+            accuracy = lower.accuracy + share * (upper.accuracy - lower.accuracy)
+            yield _Candidate(accuracy, compute, Choice(lower.size_px, threshold))

@@ -1,0 +1,68 @@
+"""Decodes images on a few threads beside the event loop, before they are admitted to the queue."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.errors import Overloaded, ServiceError
+from service.preprocess import ImageLimits, decode, resize_crop
+
+T = TypeVar("T")
+
+
+class DecodePool:
+    """At most `threads` images at once, at most `max_pending` images in all."""
+
+    def __init__(
+        self,
+        *,
+        threads: int,
+        max_pending: int,
+        limits: ImageLimits,
+        interpolation: Literal["bicubic", "bilinear"] = "bicubic",
+    ) -> None:
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._max_pending = max_pending
+        self._limits = limits
+        self._interpolation = interpolation
+        self._pending = 0
+
+    async def decode(self, images: Sequence[bytes], size_px: int) -> list[NDArray[np.uint8]]:
+        """Decode all to (size_px, size_px, 3), in order; the first error wins and the rest is given up.
+
+        Raises:
+            Overloaded: too many images are being decoded.
+            ServiceError: what `preprocess.decode` raises, with the image's number if there are several.
+        """
+        if self._pending + len(images) > self._max_pending:
+            raise Overloaded(f"{self._pending} images are being decoded already", retry_after_s=1.0)
+
+        def job(index: int, data: bytes) -> NDArray[np.uint8]:
+            try:
+                return resize_crop(decode(data, self._limits), size_px, self._interpolation)
+            except ServiceError as error:
+                raise error if len(images) == 1 else type(error)(f"image {index}: {error}") from error
+
+        loop = asyncio.get_running_loop()
+        jobs = [loop.run_in_executor(self._pool, job, index, data) for index, data in enumerate(images)]
+        self._pending += len(jobs)
+        try:
+            return await asyncio.gather(*jobs)
+        finally:
+            self._pending -= len(jobs)
+            for waiting in jobs:
+                waiting.cancel()  # takes back what no thread has begun
+
+    async def run(self, function: Callable[[], T]) -> T:
+        """Run other CPU work of the same kind (drawing) off the loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, function)
+
+    def close(self) -> None:
+        """Give up what hasn't begun; running jobs end by themselves."""
+        self._pool.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,125 @@
+"""The engine: images and thresholds in, logits and kept patches out. Synchronous numpy; knows no queue, no HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from service.artifact import Bundle, Graph
+from service.errors import BundleError, InferenceFailed
+
+
+class EngineOutput(NamedTuple):
+    """What one batch gave."""
+
+    logits: NDArray[np.float32]  # (B, classes)
+    kept: NDArray[np.bool_]  # (B, L, P): was the patch computed in the layer?
+
+
+class Engine(Protocol):
+    """Anything that classifies a batch of images of one size."""
+
+    def infer(self, images: NDArray[np.uint8], threshold: NDArray[np.float32]) -> EngineOutput:
+        """Classify `images` (B, H, W, 3) RGB, each row with its own score threshold (B,) in [0, 1]."""
+        ...
+
+
+INPUTS = {"images": "tensor(uint8)", "threshold": "tensor(float)"}
+OUTPUTS = {"logits": "tensor(float)", "kept": "tensor(bool)"}
+
+
+class OnnxEngine:
+    """A bundle's graphs in ONNX Runtime, one session for each input size; safe to call from one thread at a time."""
+
+    def __init__(self, bundle: Bundle, *, threads: int, providers: Sequence[str] | None = None) -> None:
+        """Load every graph of the bundle.
+
+        Args:
+            bundle: a verified bundle.
+            threads: threads that compute one batch, at least 1.
+            providers: ONNX Runtime execution providers; None takes CUDA where this runtime has it, then the CPU.
+
+        Raises:
+            BundleError: a graph doesn't load or doesn't have the contract's inputs and outputs.
+        """
+        self.providers = tuple(_available_providers() if providers is None else providers)
+        self._classes = len(bundle.manifest.labels)
+        self._layers = bundle.manifest.layers
+        self._graphs = {graph.size_px: graph for graph in bundle.manifest.graphs}
+        self._sessions = {graph.size_px: self._session(bundle, graph, threads) for graph in bundle.manifest.graphs}
+
+    def infer(self, images: NDArray[np.uint8], threshold: NDArray[np.float32]) -> EngineOutput:
+        """Classify `images` (B, H, W, 3) of one of the bundle's sizes, each row with its own threshold (B,).
+
+        Raises:
+            InferenceFailed: the runtime failed, or gave non-finite logits or wrong shapes.
+        """
+        size_px = images.shape[1]
+        session = self._sessions.get(size_px)
+        if session is None or images.shape[2] != size_px:
+            raise InferenceFailed(f"no graph for images of {images.shape[1]} x {images.shape[2]} px")
+        try:
+            logits, kept = session.run(["logits", "kept"], {"images": images, "threshold": threshold})
+        except Exception as error:  # the runtime's errors have no common base class but this
+            raise InferenceFailed(f"ONNX Runtime failed: {str(error).splitlines()[0]}") from error
+        output = EngineOutput(logits, kept)
+        check_output(output, rows=len(images))
+        if logits.shape[1] != self._classes or kept.shape[1:] != (self._layers, self._graphs[size_px].patches):
+            raise InferenceFailed(f"the graph gave logits {logits.shape} and kept {kept.shape}, unlike the manifest")
+        return output
+
+    def _session(self, bundle: Bundle, graph: Graph, threads: int) -> ort.InferenceSession:
+        file = bundle.path / graph.file
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1  # the graph is a chain: there is nothing to run beside
+        options.log_severity_level = 3
+        # Batch size and kept patches change from run to run, so a plan for one shape's memory rarely fits the next.
+        # The arena stays on: it keeps the largest run's memory, and `warm_up` makes that run first, so that the
+        # process reaches its size before it is ready and not under its first load.
+        options.enable_mem_pattern = False
+        # `session.intra_op.allow_spinning` stays at its default, on: between the operators of a run threads would
+        # otherwise sleep and wake hundreds of times a batch. They stop spinning soon after a run ends.
+        try:
+            session = ort.InferenceSession(file, sess_options=options, providers=list(self.providers))
+        except Exception as error:
+            raise BundleError(f"{file}: ONNX Runtime can't load it: {str(error).splitlines()[0]}") from error
+        for kind, wanted, found in (
+            ("inputs", INPUTS, session.get_inputs()),
+            ("outputs", OUTPUTS, session.get_outputs()),
+        ):
+            actual = {node.name: node.type for node in found}
+            if actual != wanted:
+                raise BundleError(f"{file}: its {kind} are {actual}, not {wanted}: export it anew with `make export`")
+        return session
+
+
+def check_output(output: EngineOutput, *, rows: int) -> None:
+    """Raise InferenceFailed unless there is one finite row of logits and one row of kept patches for each image."""
+    logits, kept = output
+    if logits.ndim != 2 or kept.ndim != 3 or len(logits) != rows or len(kept) != rows:
+        raise InferenceFailed(f"{rows} images gave logits {logits.shape} and kept {kept.shape}")
+    if not np.isfinite(logits).all():
+        raise InferenceFailed("the model gave logits that are not finite")
+
+
+def warm_up(engine: Engine, sizes_px: Sequence[int], *, max_batch_size: int) -> None:
+    """Run the largest and the smallest batch of every size, computing all, some and few patches.
+
+    The first run of a shape pays for allocation and kernel choice; here nobody waits for it.
+    """
+    for size_px in sizes_px:
+        for batch_size in dict.fromkeys((max_batch_size, 1)):
+            images = np.zeros((batch_size, size_px, size_px, 3), np.uint8)
+            for threshold in (0.0, 0.5, 1.0):
+                output = engine.infer(images, np.full(batch_size, threshold, np.float32))
+                check_output(output, rows=batch_size)
+
+
+def _available_providers() -> list[str]:
+    available: list[Any] = ort.get_available_providers()
+    return [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]

@@ -1,0 +1,109 @@
+"""Errors become `application/problem+json` (RFC 9457). One table says how; everything that goes wrong passes here."""
+
+from __future__ import annotations
+
+import math
+from http import HTTPStatus
+from typing import NamedTuple
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from service import errors
+from service.schemas import Parameter, Problem
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class Row(NamedTuple):
+    """How an error looks from outside."""
+
+    status: int
+    title: str
+    outcome: str  # the label in skipvit_requests_total
+
+
+STATUS: dict[type[errors.ServiceError], Row] = {
+    errors.ServiceError: Row(500, "Internal error", "error"),
+    errors.BundleError: Row(503, "Model unavailable", "error"),
+    errors.UnknownModel: Row(404, "Unknown model", "invalid"),
+    errors.BadRequest: Row(400, "Malformed request", "invalid"),
+    errors.BadParameter: Row(422, "Bad parameter", "invalid"),
+    errors.BadImage: Row(422, "Image can't be decoded", "invalid"),
+    errors.UnsupportedImageType: Row(415, "Unsupported image type", "invalid"),
+    errors.TooLarge: Row(413, "Too large", "invalid"),
+    errors.Overloaded: Row(429, "Overloaded", "overloaded"),
+    errors.NotReady: Row(503, "Not ready", "error"),
+    errors.DeadlinePassed: Row(504, "Deadline passed", "timeout"),
+    errors.InferenceFailed: Row(500, "Inference failed", "error"),
+}
+
+
+def problem(
+    status: int, title: str, detail: str, request_id: str, *, parameters: list[Parameter] | None = None
+) -> Response:
+    """A problem document as a response; its type is made from the title."""
+    slug = "".join(c if c.isalnum() else "-" for c in title.lower().replace("'", ""))
+    document = Problem(
+        type=f"urn:skipvit:problem:{slug}",
+        title=title,
+        status=status,
+        detail=detail,
+        request_id=request_id,
+        parameters=parameters,
+    )
+    return Response(document.model_dump_json(exclude_none=True), status, media_type=MEDIA_TYPE)
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Give every error of the application its problem document."""
+    app.add_exception_handler(errors.ServiceError, _on_service_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid_request)
+    app.add_exception_handler(HTTPException, _on_http_error)
+
+
+def _request_id(request: Request) -> str:
+    return str(getattr(request.state, "request_id", ""))
+
+
+async def _on_service_error(request: Request, error: Exception) -> Response:
+    row = STATUS.get(type(error), STATUS[errors.ServiceError]) if isinstance(error, errors.ServiceError) else None
+    assert row is not None, "the handler is registered for ServiceError only. This is a bug."
+    request.state.outcome = row.outcome
+    response = problem(row.status, row.title, str(error), _request_id(request))
+    if isinstance(error, errors.Overloaded):
+        response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+    elif isinstance(error, errors.NotReady):
+        response.headers["Retry-After"] = "1"
+    return response
+
+
+async def _on_invalid_request(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError), "registered for RequestValidationError only. This is a bug."
+    request.state.outcome = "invalid"
+    parameters = []
+    for item in error.errors():
+        where, *path = (str(part) for part in item["loc"])
+        if path:
+            parameters.append(Parameter(name=".".join(path), message=f"{item['msg']} (got {_shown(item['input'])})"))
+        else:  # about the query as a whole
+            parameters.append(Parameter(name=where, message=item["msg"]))
+    detail = "; ".join(f"{parameter.name}: {parameter.message}" for parameter in parameters)
+    row = STATUS[errors.BadParameter]
+    return problem(row.status, row.title, detail, _request_id(request), parameters=parameters)
+
+
+def _shown(value: object) -> str:
+    return repr(str(value)[:100])
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    """What the framework itself refuses: no such path, no such method."""
+    assert isinstance(error, HTTPException), "registered for HTTPException only. This is a bug."
+    request.state.outcome = "invalid"
+    title = HTTPStatus(error.status_code).phrase
+    detail = f"{request.method} {request.url.path}: {error.detail}"
+    response = problem(error.status_code, title, detail, _request_id(request))
+    response.headers.update(error.headers or {})
+    return response

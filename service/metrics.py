@@ -1,0 +1,120 @@
+"""Prometheus metrics: the only file that imports `prometheus_client`. It records what others measured.
+
+Labels are bounded: a model's name, an outcome, a layer, a reason. Never a threshold, an id or a path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, ProcessCollector, generate_latest
+from prometheus_client.registry import Collector
+
+from service.artifact import Manifest
+from service.batch import BatchStats
+from service.results import Receipt
+
+_TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_PATCHES = (0, 1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+_SHARES = tuple(step / 10 for step in range(11))
+_RATIOS = (*_SHARES[1:], 1.1, 1.25)
+
+OUTCOMES = ("ok", "invalid", "overloaded", "timeout", "cancelled", "error")
+REASONS = ("idle", "busy", "full", "retry")
+
+
+class Metrics:
+    """Every metric of one application, in its own registry."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry = CollectorRegistry() if registry is None else registry
+        # The histogram `skipvit_skipped_patches` and the counter `skipvit_skipped_patches_total` are two families in
+        # Prometheus's text format but one name in OpenMetrics, which the client library's registry enforces. So
+        # counters have a registry of their own and only the text format is spoken.
+        self._counters = CollectorRegistry()
+        ProcessCollector(registry=registry)
+
+        def histogram(name: str, text: str, buckets: Sequence[float]) -> Histogram:
+            return Histogram(f"skipvit_{name}", text, buckets=buckets, registry=registry)
+
+        def counter(name: str, text: str, labels: Sequence[str]) -> Counter:
+            return Counter(f"skipvit_{name}", text, labels, registry=self._counters)
+
+        def gauge(name: str, text: str, labels: Sequence[str] = ()) -> Gauge:
+            return Gauge(f"skipvit_{name}", text, labels, registry=registry)
+
+        self._requests = counter("requests_total", "Classification requests by outcome.", ("model", "outcome"))
+        self._request_s = histogram("request_duration_seconds", "From first byte to last byte of the answer.", _SECONDS)
+        self._decode_s = histogram("decode_duration_seconds", "Decoding and resizing of a request's images.", _SECONDS)
+        self._queue_s = histogram("queue_duration_seconds", "Wait from admission to the start of the batch.", _SECONDS)
+        self._inference_s = histogram("inference_duration_seconds", "One run of the engine.", _SECONDS)
+        self._batch_size = histogram("batch_size", "Images in one run of the engine.", _SIZES)
+        self._skipped = histogram("skipped_patches", "Patches skipped in a request, mean over gated layers.", _PATCHES)
+        self._macs_ratio = histogram("macs_ratio", "MACs spent, as a share of the dense model at full size.", _RATIOS)
+        self._threshold = histogram("effective_threshold", "Score threshold a request ran with.", _SHARES)
+        self._patches = counter("patches_total", "Patches that entered a layer.", ("model", "layer"))
+        self._skipped_patches = counter("skipped_patches_total", "Patches a layer skipped.", ("model", "layer"))
+        self._batches = counter("batches_total", "Runs of the engine by why they left.", ("model", "reason"))
+        self._pending = gauge("pending_requests", "Images accepted and not yet answered.")
+        self._pending_s = gauge("pending_work_seconds", "Seconds of work that pending images stand for.")
+        self._degradation = gauge("degradation_level", "How far load has raised thresholds; 0 is not at all.")
+        self._info = gauge("model_info", "The served model.", ("model", "version", "architecture", "attention"))
+        self._degradation.set(0)
+
+    def serve(self, manifest: Manifest, pending: Callable[[], int], pending_work_s: Callable[[], float]) -> None:
+        """Begin to report on a model; its counters start at 0, so that the first event shows in a rate."""
+        name = manifest.name
+        self._info.labels(name, manifest.version, manifest.architecture, manifest.attention).set(1)
+        self._pending.set_function(pending)
+        self._pending_s.set_function(pending_work_s)
+        for outcome in OUTCOMES:
+            self._requests.labels(name, outcome)
+        for reason in REASONS:
+            self._batches.labels(name, reason)
+        for layer in range(manifest.layers):
+            self._patches.labels(name, str(layer))
+            self._skipped_patches.labels(name, str(layer))
+
+    def on_request(self, model: str, outcome: str, duration_s: float) -> None:
+        """A classification request has ended."""
+        self._requests.labels(model, outcome).inc()
+        self._request_s.observe(duration_s)
+
+    def on_batch(self, model: str, stats: BatchStats) -> None:
+        """The engine ran."""
+        self._batches.labels(model, stats.reason).inc()
+        self._batch_size.observe(stats.rows)
+        self._inference_s.observe(stats.inference_s)
+
+    def on_answer(
+        self, model: str, receipts: Sequence[Receipt], *, threshold: float, decode_s: float, queue_s: float
+    ) -> None:
+        """A request was answered; histograms get the mean over its images."""
+        self._decode_s.observe(decode_s)
+        self._queue_s.observe(queue_s)
+        self._threshold.observe(threshold)
+        self._skipped.observe(sum(receipt.skipped_mean for receipt in receipts) / len(receipts))
+        self._macs_ratio.observe(sum(receipt.macs_ratio for receipt in receipts) / len(receipts))
+        for layer in range(len(receipts[0].skipped_per_layer)):
+            self._patches.labels(model, str(layer)).inc(sum(receipt.patches for receipt in receipts))
+            skipped = sum(receipt.skipped_per_layer[layer] for receipt in receipts)
+            self._skipped_patches.labels(model, str(layer)).inc(skipped)
+
+    def expose(self) -> tuple[bytes, str]:
+        """Everything in Prometheus's text format, and its content type."""
+        return generate_latest(_Families(self.registry, self._counters)), _TEXT_FORMAT
+
+
+class _Families(Collector):
+    """Several registries as one, without the `_created` series that nobody asks for and that would collide."""
+
+    def __init__(self, *registries: CollectorRegistry) -> None:
+        self._registries = registries
+
+    def collect(self) -> Iterable[Metric]:
+        for registry in self._registries:
+            for family in registry.collect():
+                family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
+                yield family

@@ -1,0 +1,139 @@
+"""An encoded image becomes the graph's uint8 input. Every limit is checked on the header, before pixels are decoded.
+
+`resize_crop` is the one definition of geometry: training evaluation has the same formula and a test holds the two equal
+to the pixel. Decoding turns what the world uploads into RGB: EXIF orientation is applied, the first frame of an
+animation taken, 16 bits scaled to 8, CMYK and palettes converted, transparency laid over white (on which logos and
+screenshots are drawn). Colour profiles are ignored, as training data loaders do. It knows no HTTP and no model.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Imported for their registration: left to the first `Image.open`, it would be the first request that pays for them.
+from PIL import (
+    Image,
+    JpegImagePlugin,  # noqa: F401
+    PngImagePlugin,  # noqa: F401
+    WebPImagePlugin,  # noqa: F401
+)
+
+from service.errors import BadImage, TooLarge, UnsupportedImageType
+from service.image_header import Kind, image_kind, image_size
+
+_RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+_EXIF_ORIENTATION = 0x0112
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class ImageLimits(NamedTuple):
+    """What one image may cost."""
+
+    max_bytes: int
+    max_pixels: int
+
+
+def decode(data: bytes, limits: ImageLimits) -> Image.Image:
+    """Decode one JPEG, PNG or WebP fully and return it as an upright RGB image.
+
+    Raises:
+        UnsupportedImageType: the bytes are of no type we take.
+        TooLarge: more bytes or pixels than the limits; known from the header, nothing was decoded.
+        BadImage: empty, truncated or corrupt.
+    """
+    if not data:
+        raise BadImage("the image is empty: 0 bytes")
+    if len(data) > limits.max_bytes:
+        raise TooLarge(f"the image has {len(data)} bytes; the limit is {limits.max_bytes}")
+    kind = image_kind(data)
+    if kind is None:
+        raise UnsupportedImageType("the bytes are no JPEG, PNG or WebP image")
+    size = image_size(data, kind)
+    if size is None:
+        raise BadImage(f"the {kind} image's header is cut short or corrupt")
+    _check_pixels(size, limits)
+    try:
+        image = _load(data, kind, limits)
+        return _upright(_rgb(image), _orientation(image))
+    except TooLarge:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise TooLarge(f"the image is too large: {error}") from error
+    except Exception as error:
+        # Decoders raise a dozen unrelated types on hostile bytes; whichever it is, the image is at fault.
+        raise BadImage(f"the {kind} image can't be decoded (truncated or corrupt): {_first_line(error)}") from error
+
+
+def resize_crop(
+    image: Image.Image, size_px: int, interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+) -> NDArray[np.uint8]:
+    """The largest centred square of an RGB image, resized to `size_px`; returns (size_px, size_px, 3) uint8.
+
+    One resize with a source box, so that a 1 x 10000 image costs no more than a square one.
+    """
+    w, h = image.size
+    side = min(w, h)
+    box = ((w - side) / 2, (h - side) / 2, (w + side) / 2, (h + side) / 2)
+    return np.asarray(image.resize((size_px, size_px), _RESAMPLING[interpolation], box=box))
+
+
+def _check_pixels(size: tuple[int, int], limits: ImageLimits) -> None:
+    w, h = size
+    if w < 1 or h < 1:
+        raise BadImage(f"the image is {w} x {h} pixels")
+    if w * h > limits.max_pixels:
+        raise TooLarge(f"the image is {w} x {h} = {w * h} pixels; the limit is {limits.max_pixels}")
+
+
+def _load(data: bytes, kind: Kind, limits: ImageLimits) -> Image.Image:
+    image = Image.open(io.BytesIO(data), formats=(kind,))
+    _check_pixels(image.size, limits)  # if the decoder reads the header in another way than we do, it counts
+    image.load()
+    return image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips at 255
+        return _rgb_from_grey16(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _rgb_from_grey16(image: Image.Image) -> Image.Image:
+    values = np.asarray(image).astype(np.int64).clip(0, 65535)
+    grey = ((values + 128) // 257).astype(np.uint8)  # 65535 -> 255, rounded
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        grey[values == transparent] = 255
+    return Image.fromarray(grey).convert("RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_EXIF_ORIENTATION, 1))
+    except Exception:  # broken metadata are common and no reason to refuse good pixels
+        return 1
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    method = _TRANSPOSE.get(orientation)
+    return image if method is None else image.transpose(method)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

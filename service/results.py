@@ -1,0 +1,78 @@
+"""From the engine's row to the caller's result: probabilities, skipped patches, MACs. Pure."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service import schemas
+from service.artifact import Manifest
+from service.budget import Choice
+from service.macs import used_macs
+
+
+class Receipt(NamedTuple):
+    """What one image cost."""
+
+    patches: int
+    skipped_per_layer: tuple[int, ...]  # every layer
+    skipped_mean: float  # over gated layers
+    macs_used: int
+    macs_ratio: float  # of the dense MACs at the full size
+
+
+def make_receipt(manifest: Manifest, size_px: int, kept: NDArray[np.bool_]) -> Receipt:
+    """The receipt for one image from its kept patches (L, P)."""
+    patches = kept.shape[1]
+    kept_counts = kept.sum(axis=1, dtype=np.int64)  # (L,)
+    skipped = patches - kept_counts
+    used = int(used_macs(manifest.graph(size_px), kept_counts))
+    return Receipt(
+        patches=patches,
+        skipped_per_layer=tuple(skipped.tolist()),
+        skipped_mean=float(skipped[list(manifest.gated_layers)].mean()),
+        macs_used=used,
+        macs_ratio=used / manifest.full.dense_macs,
+    )
+
+
+def softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Probabilities along the last axis; shifted by the maximum, so that no finite logits overflow."""
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    exponentials = np.exp(shifted)
+    probabilities: NDArray[np.float64] = exponentials / exponentials.sum(axis=-1, keepdims=True)
+    return probabilities
+
+
+def top_predictions(logits: NDArray[np.float32], labels: tuple[str, ...], top_k: int) -> list[schemas.Prediction]:
+    """The `top_k` most probable labels of `logits` (classes,), or all if there are fewer; of equal ones the first."""
+    probabilities = softmax(logits)
+    order = np.argsort(-probabilities, kind="stable")[:top_k].tolist()
+    return [schemas.Prediction(index=i, label=labels[i], probability=float(probabilities[i])) for i in order]
+
+
+def make_result(
+    manifest: Manifest,
+    choice: Choice,
+    receipt: Receipt,
+    logits: NDArray[np.float32],
+    *,
+    top_k: int,
+    mask: NDArray[np.bool_] | None = None,
+    overlay: str | None = None,
+) -> schemas.Result:
+    """The result for one image; `mask` (L, P) and `overlay` only if asked for."""
+    return schemas.Result(
+        predictions=top_predictions(logits, manifest.labels, top_k),
+        threshold=choice.threshold,
+        size_px=choice.size_px,
+        degraded=False,
+        skipped_patches=schemas.SkippedPatches(
+            mean=receipt.skipped_mean, per_layer=list(receipt.skipped_per_layer), patches=receipt.patches
+        ),
+        macs=schemas.Macs(used=receipt.macs_used, dense=manifest.full.dense_macs, ratio=receipt.macs_ratio),
+        mask=None if mask is None else mask.astype(np.uint8).tolist(),
+        overlay=overlay,
+    )

@@ -1,0 +1,181 @@
+"""What goes over the wire at `/v1`: query, answer and problem, as the OpenAPI document shows them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.config import JsonDict
+from pydantic_core import PydanticCustomError
+
+from service.settings import PresetName
+
+Explain = Literal["none", "mask", "overlay"]
+
+_ANSWER: JsonDict = {
+    "model": {"name": "cifar100-vits14", "version": "1.0.0"},
+    "results": [
+        {
+            "predictions": [{"index": 78, "label": "snake", "probability": 0.97}],
+            "threshold": 0.5,
+            "size_px": 112,
+            "degraded": False,
+            "skipped_patches": {"mean": 21.3, "per_layer": [0, 2, 9], "patches": 64},
+            "macs": {"used": 801000000, "dense": 1400000000, "ratio": 0.57},
+        }
+    ],
+    "timing_ms": {"decode": 0.4, "queue": 1.1, "inference": 18.2, "total": 20.0},
+    "batch_size": 7,
+}
+
+
+class ClassifyQuery(BaseModel):
+    """How to classify: at most one of `threshold`, `compute` and `preset`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    threshold: Annotated[
+        float | None,
+        Field(
+            ge=0, le=1, allow_inf_nan=False, description="Score threshold: 0 computes every patch, larger skips more."
+        ),
+    ] = None
+    compute: Annotated[
+        float | None,
+        Field(
+            ge=0,
+            le=1,
+            allow_inf_nan=False,
+            description="Share of the dense MACs at the full size to spend on average; solved with the calibration "
+            "table to the most accurate pair of input size and threshold.",
+        ),
+    ] = None
+    preset: Annotated[PresetName | None, Field(description="A named pair of input size and threshold.")] = None
+    top_k: Annotated[int, Field(ge=1, le=1000, description="Predictions to return; at most one for each label.")] = 5
+    explain: Annotated[
+        Explain,
+        Field(description="`mask`: kept patches (1) of every layer; `overlay`: the same as a PNG data URI."),
+    ] = "none"
+    size: Annotated[
+        int | None,
+        Field(
+            description="Input size in pixels, one of the model's. With `threshold` where to run it, with `compute` "
+            "where to search, alone the default preset's threshold at this size; not with `preset`."
+        ),
+    ] = None
+    model: Annotated[str | None, Field(description="Name of the model; the default one if left out.")] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_unknown_parameters(cls, data: Any) -> Any:
+        unknown = sorted(set(data) - set(cls.model_fields)) if isinstance(data, dict) else []
+        if unknown:
+            raise PydanticCustomError(
+                "unknown_parameter",
+                "unknown query parameter {unknown}; known are {known}",
+                {"unknown": ", ".join(repr(name[:100]) for name in unknown), "known": ", ".join(cls.model_fields)},
+            )
+        return data
+
+
+class ModelId(BaseModel):
+    """Which model answered."""
+
+    name: str
+    version: str
+
+
+class Prediction(BaseModel):
+    """One label and its probability."""
+
+    index: int
+    label: str
+    probability: float
+
+
+class SkippedPatches(BaseModel):
+    """Patches the model didn't compute."""
+
+    mean: float = Field(description="Mean over the gated layers.")
+    per_layer: list[int] = Field(description="Of every layer; 0 for a layer without a gate.")
+    patches: int = Field(description="Patches of the image at this input size.")
+
+
+class Macs(BaseModel):
+    """Multiply-accumulates spent on this image."""
+
+    used: int
+    dense: int = Field(description="Of the dense model at its full input size, whatever size was used.")
+    ratio: float
+
+
+class Result(BaseModel):
+    """The answer for one image."""
+
+    predictions: list[Prediction]
+    threshold: float
+    size_px: int
+    degraded: bool = Field(description="Whether load raised the threshold above what was asked.")
+    skipped_patches: SkippedPatches
+    macs: Macs
+    mask: list[list[int]] | None = Field(None, description="[layers][patches], 1 = computed; with explain=mask.")
+    overlay: str | None = Field(None, description="PNG data URI, a tile for each layer; with explain=overlay.")
+
+
+class TimingMs(BaseModel):
+    """Where the time went, in milliseconds; with several images the slowest one's phases."""
+
+    decode: float
+    queue: float
+    inference: float
+    total: float
+
+
+class ClassifyResponse(BaseModel):
+    """The answer to one request."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_ANSWER]})
+
+    model: ModelId
+    results: list[Result] = Field(description="One for each image, in the order sent.")
+    timing_ms: TimingMs
+    batch_size: int = Field(description="Images in the engine's batch; with several images the largest.")
+
+
+class Parameter(BaseModel):
+    """What is wrong with one parameter."""
+
+    name: str
+    message: str
+
+
+class Problem(BaseModel):
+    """An error, RFC 9457 `application/problem+json`."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    request_id: str
+    parameters: list[Parameter] | None = None
+
+
+class ModelSummary(ModelId):
+    """A served model."""
+
+    architecture: str
+    sizes_px: list[int]
+    presets: list[str]
+    labels: int = Field(description="How many labels it knows.")
+
+
+class ModelList(BaseModel):
+    """All served models."""
+
+    models: list[ModelSummary]
+
+
+class Status(BaseModel):
+    """A probe's answer."""
+
+    status: str

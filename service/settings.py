@@ -1,0 +1,134 @@
+"""Settings: everything an operator may turn, read from `SKIPVIT_*` once, by whoever builds the application.
+
+Each field says what it trades off. This file knows what the values mean for no other file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+ENV_PREFIX = "SKIPVIT_"
+DEFAULT_PORT = 8000
+
+PresetName = Literal["full", "balanced", "economy"]
+
+
+class Settings(BaseSettings):
+    """The service's settings; frozen, so what was checked at start is what runs."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="forbid", env_ignore_empty=True)
+
+    model_repository: Path = Field(Path("models/zoo"), description="Folder that holds model bundles, one folder each.")
+    default_model: str = Field(
+        "cifar100-vits14", min_length=1, description="Bundle to serve, by the name of its folder."
+    )
+    host: str = Field(
+        "127.0.0.1", min_length=1, description="Address to listen on; 0.0.0.0 takes requests from other machines."
+    )
+    port: int = Field(DEFAULT_PORT, ge=0, le=65535, description="Port to listen on; 0 lets the system choose.")
+    threads: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        description="Threads that compute one batch; 0 takes the CPUs the process may use. Fewer leave CPU to decoding "
+        "and to neighbours, at the price of slower batches.",
+    )
+    decode_threads: int = Field(
+        0,
+        ge=0,
+        le=256,
+        description="Images decoded at once; 0 takes the CPUs the process may use, 4 at most. More feed the batcher "
+        "faster but take CPU from inference, and each may hold a whole decoded image in memory.",
+    )
+    max_batch_size: int = Field(
+        32,
+        ge=1,
+        le=1024,
+        description="Images in one batch. Larger gives throughput under load; a late request may wait for all of them.",
+    )
+    max_pending_images: int = Field(
+        256,
+        ge=1,
+        le=65536,
+        description="Images that may wait before new ones get 429. Larger rides out bursts; smaller fails sooner "
+        "instead of answering late.",
+    )
+    default_preset: PresetName = Field(
+        "balanced", description="What a request that names no threshold, compute share or preset gets."
+    )
+    default_timeout_s: float = Field(
+        30.0,
+        gt=0,
+        le=600,
+        description="Deadline of a request that sets none. Longer keeps slow answers; shorter frees the queue for "
+        "callers who still wait.",
+    )
+    max_image_bytes: int = Field(
+        20 * 1024 * 1024, ge=1, description="Bytes of one encoded image. Larger takes bigger photos and more memory."
+    )
+    max_request_bytes: int = Field(
+        64 * 1024 * 1024,
+        ge=1,
+        description="Bytes of one body, all its parts together. Bounds the memory one caller can take.",
+    )
+    # Pillow itself warns above 89,478,485 pixels, process-wide; our limit stays below so that it never has to.
+    max_image_pixels: int = Field(
+        50_000_000,
+        ge=1,
+        le=89_000_000,
+        description="Pixels of one image, read from its header before decoding. A decoded pixel takes 3 to 8 bytes.",
+    )
+    max_images_per_request: int = Field(
+        32, ge=1, le=1024, description="Images in one multipart body. More saves round trips; fewer shares the queue."
+    )
+    hang_timeout_s: float = Field(
+        60.0,
+        gt=0,
+        description="Time without progress, with work waiting, after which /healthz fails. Shorter restarts a hung "
+        "process sooner; too short kills a slow one.",
+    )
+    keep_alive_timeout_s: int = Field(
+        65,
+        ge=1,
+        description="Idle time after which a connection is closed. Keep it above the proxy's own, or the proxy may "
+        "send into a closing connection.",
+    )
+    drain_delay_s: float = Field(
+        1.0,
+        ge=0,
+        le=300,
+        description="Time between failing /readyz and closing the port on SIGTERM. Longer lets load balancers notice; "
+        "shorter stops sooner.",
+    )
+    drain_timeout_s: float = Field(
+        20.0,
+        gt=0,
+        le=600,
+        description="Time accepted requests get to finish on shutdown; those left then fail. Keep the orchestrator's "
+        "grace period above drain_delay_s + drain_timeout_s.",
+    )
+
+    @field_validator("port", mode="before")
+    @classmethod
+    def _ignore_service_link(cls, value: object) -> object:
+        # Kubernetes sets SKIPVIT_PORT=tcp://10.0.0.1:8000 in every pod beside a Service that is named `skipvit`
+        # (enableServiceLinks); it's there only if nobody set the variable on purpose.
+        return DEFAULT_PORT if isinstance(value, str) and value.startswith("tcp://") else value
+
+    @property
+    def bundle_path(self) -> Path:
+        """The folder of the served bundle."""
+        return self.model_repository / self.default_model
+
+
+def explain_settings_error(error: ValidationError) -> str:
+    """One line for a person: each wrong setting by its environment name, what it was and what it takes."""
+    parts = []
+    for item in error.errors():
+        name = ENV_PREFIX + "_".join(str(part) for part in item["loc"]).upper()
+        parts.append(f"{name}={item['input']!r}: {item['msg']}")
+    return "; ".join(parts)

@@ -1,0 +1,24 @@
+"""An application with a fake engine, in process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from starlette.testclient import TestClient
+
+from service.app import create_app
+from service.settings import Settings
+from tests.fakes import FakeEngine, fake_bundle
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    return FakeEngine(poison=frozenset({66}))
+
+
+@pytest.fixture
+def client(engine: FakeEngine) -> Iterator[TestClient]:
+    settings = Settings(max_image_bytes=100_000, max_request_bytes=300_000, max_images_per_request=4)
+    with TestClient(create_app(settings, bundle=fake_bundle(), engine=engine)) as client:
+        yield client

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.budget import Choice, choose, solve
+from service.errors import BadParameter
+from tests.fakes import fake_manifest
+
+MANIFEST = fake_manifest()
+
+
+def test_a_threshold_runs_at_the_full_size_or_at_the_one_named() -> None:
+    assert choose(MANIFEST, threshold=0.3) == Choice(28, 0.3)
+    assert choose(MANIFEST, threshold=0.3, size_px=14) == Choice(14, 0.3)
+
+
+def test_a_preset_is_a_pair_by_name() -> None:
+    assert choose(MANIFEST, preset="economy") == Choice(14, 0.5)
+
+
+def test_nothing_given_is_the_default_preset_and_a_size_keeps_its_threshold() -> None:
+    assert choose(MANIFEST) == Choice(28, 0.5)
+    assert choose(MANIFEST, default_preset="full") == Choice(28, 0.0)
+    assert choose(MANIFEST, size_px=14) == Choice(14, 0.5)
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"threshold": 0.1, "compute": 0.5},
+        {"threshold": 0.1, "preset": "full"},
+        {"compute": 0.1, "preset": "full"},
+        {"threshold": 0.0, "compute": 0.0, "preset": "full"},
+        {"preset": "full", "size_px": 14},
+    ],
+)
+def test_parameters_that_exclude_each_other_are_named(parameters: dict[str, Any]) -> None:
+    with pytest.raises(BadParameter, match="exclude each other"):
+        choose(MANIFEST, **parameters)
+
+
+def test_a_size_the_bundle_doesnt_have_is_refused_with_those_it_has() -> None:
+    with pytest.raises(BadParameter, match="size: 99 is not one of 28, 14"):
+        choose(MANIFEST, size_px=99, threshold=0.0)
+
+
+@pytest.mark.parametrize(
+    ("compute", "expected"),
+    [
+        (1.0, Choice(28, 0.0)),
+        (0.8, Choice(28, 0.25)),  # halfway between 1.0 and 0.6
+        (0.6, Choice(28, 0.5)),
+        (0.4, Choice(14, 0.0)),  # the small model beats the large one at this price
+        (0.3, Choice(14, 0.25)),
+        (0.2, Choice(14, 0.5)),
+        (0.0, Choice(14, 0.5)),  # nothing is that cheap: the cheapest
+    ],
+)
+def test_compute_finds_the_best_pair(compute: float, expected: Choice) -> None:
+    found = solve(MANIFEST, compute)
+    assert found.size_px == expected.size_px
+    assert found.threshold == pytest.approx(expected.threshold)
+
+
+def test_a_size_restricts_the_search() -> None:
+    assert solve(MANIFEST, 0.3, size_px=28) == Choice(28, 1.0)
+    assert solve(MANIFEST, 1.0, size_px=14) == Choice(14, 0.0)
+
+
+def test_of_equally_accurate_pairs_the_dearer_is_taken() -> None:
+    points = [point.model_copy(update={"accuracy": 0.5}) for point in MANIFEST.calibration]
+    manifest = MANIFEST.model_copy(update={"calibration": tuple(points)})
+    assert solve(manifest, 1.0) == Choice(28, 0.0)
+
+
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_more_compute_is_never_less_accurate(first: float, second: float) -> None:
+    lower, upper = sorted((first, second))
+    assert accuracy(solve(MANIFEST, lower)) <= accuracy(solve(MANIFEST, upper)) + 1e-9
+
+
+def accuracy(choice: Choice) -> float:
+    points = [point for point in MANIFEST.calibration if point.size_px == choice.size_px]
+    points.sort(key=lambda point: point.threshold)
+    for low, high in zip(points, points[1:], strict=False):
+        if low.threshold <= choice.threshold <= high.threshold:
+            share = (choice.threshold - low.threshold) / (high.threshold - low.threshold)
+            return low.accuracy + share * (high.accuracy - low.accuracy)
+    raise AssertionError(f"{choice} lies outside the table")
+
+
+def test_without_a_table_compute_is_refused() -> None:
+    with pytest.raises(BadParameter, match="calibration"):
+        solve(fake_manifest(calibration=[]), 0.5)
+
+
+def test_a_preset_the_bundle_lacks_is_refused() -> None:
+    manifest = fake_manifest(presets={"full": {"size_px": 28, "threshold": 0.0}})
+    with pytest.raises(BadParameter, match="economy"):
+        choose(manifest, preset="economy")

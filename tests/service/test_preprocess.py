@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import io
+from contextlib import suppress
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+from service.errors import BadImage, TooLarge, UnsupportedImageType
+from service.preprocess import ImageLimits, decode, resize_crop
+from tests.images import (
+    bad_images,
+    bomb_png,
+    broken_exif_jpeg,
+    encode,
+    exif,
+    good_images,
+    gradient,
+    grey16,
+    palette,
+    rgb16_png,
+)
+
+LIMITS = ImageLimits(max_bytes=1_000_000, max_pixels=50_000_000)
+GOOD = good_images()
+BAD = bad_images()
+
+
+def pixels(data: bytes) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    return np.asarray(decode(data, LIMITS))
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_every_good_image_becomes_a_square_of_rgb(name: str) -> None:
+    image = decode(GOOD[name], LIMITS)
+    assert image.mode == "RGB"
+    square = resize_crop(image, 14)
+    assert square.shape == (14, 14, 3)
+    assert square.dtype == np.uint8
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_every_bad_image_is_refused_with_a_reason(name: str) -> None:
+    data, status = BAD[name]
+    expected = {413: TooLarge, 415: UnsupportedImageType, 422: BadImage}[status]
+    with pytest.raises(expected, match=r"\w"):
+        decode(data, LIMITS)
+
+
+def test_a_lossless_image_keeps_its_pixels() -> None:
+    assert np.array_equal(pixels(encode(gradient(), "PNG")), np.asarray(gradient()))
+    assert np.array_equal(pixels(encode(gradient(), "WEBP", lossless=True)), np.asarray(gradient()))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation: int) -> None:
+    data = encode(gradient(), "PNG", exif=exif(orientation))
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    assert np.array_equal(pixels(data), np.asarray(expected))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # Pillow's own word on it; the pixels are good
+def test_broken_exif_doesnt_spoil_good_pixels() -> None:
+    assert pixels(broken_exif_jpeg()).shape == (30, 40, 3)
+
+
+def test_16_bit_grey_is_scaled_not_clipped() -> None:
+    values = pixels(encode(grey16(), "PNG"))[..., 0].ravel()
+    expected = np.round(np.asarray(grey16()).ravel() / 257)
+    assert np.abs(values - expected).max() <= 1
+    assert values[0] == 0
+    assert values[-1] == 255
+    assert len(np.unique(values)) == 256
+
+
+def test_16_bit_colour_is_scaled() -> None:
+    assert pixels(rgb16_png()).tolist() == [[[0, 0, 0], [255, 255, 255]]]
+
+
+def test_transparency_lies_over_white() -> None:
+    clear_black = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    assert (pixels(encode(clear_black, "PNG")) == 255).all()
+    half_black = Image.new("RGBA", (8, 8), (0, 0, 0, 128))
+    assert (np.abs(pixels(encode(half_black, "PNG")).astype(int) - 127) <= 1).all()
+
+
+def test_a_transparent_palette_colour_becomes_white() -> None:
+    values = pixels(encode(palette(transparent=True), "PNG", transparency=1))
+    assert values[0, 0].tolist() == [255, 0, 0]
+    assert values[0, -1].tolist() == [255, 255, 255]
+
+
+def test_transparent_16_bit_grey_becomes_white() -> None:
+    image = Image.fromarray(np.array([[0, 1000]], np.uint16))
+    assert pixels(encode(image, "PNG", transparency=0))[0, :, 0].tolist() == [255, 4]
+
+
+@pytest.mark.parametrize("name", ["animated png", "animated webp"])
+def test_the_first_frame_of_an_animation_counts(name: str) -> None:
+    red, green, blue = pixels(GOOD[name])[10, 10]
+    assert red > 240
+    assert green < 16
+    assert blue < 16
+
+
+def test_cmyk_looks_like_what_it_was() -> None:
+    difference = pixels(GOOD["cmyk jpeg"]).astype(int) - np.asarray(gradient()).astype(int)
+    assert np.abs(difference).mean() < 8
+
+
+@pytest.mark.parametrize("name", ["rgb jpeg", "rgb png", "lossy webp", "lossless webp", "rgba webp", "cmyk jpeg"])
+def test_an_image_cut_at_any_length_is_refused_or_whole(name: str) -> None:
+    data = GOOD[name]
+    for length in range(0, len(data), max(1, len(data) // 60)):
+        with suppress(BadImage, UnsupportedImageType):
+            assert decode(data[:length], LIMITS).size == (40, 30)
+
+
+@settings(deadline=None)
+@given(st.sampled_from(sorted(GOOD)), st.data())
+def test_an_image_with_a_wrong_byte_is_decoded_or_refused(name: str, data: st.DataObject) -> None:
+    image = bytearray(GOOD[name])
+    position = data.draw(st.integers(0, len(image) - 1))
+    image[position] = data.draw(st.integers(0, 255))
+    with suppress(BadImage, UnsupportedImageType, TooLarge):
+        assert decode(bytes(image), LIMITS).mode == "RGB"
+
+
+def test_pixels_are_counted_before_decoding() -> None:
+    with pytest.raises(TooLarge, match="100000000 pixels"):
+        decode(bomb_png(), LIMITS)
+    with pytest.raises(TooLarge):
+        decode(bomb_png(60_000, 60_000), LIMITS)
+    with pytest.raises(TooLarge):
+        decode(encode(gradient(), "JPEG"), ImageLimits(1_000_000, max_pixels=40 * 30 - 1))
+    assert decode(encode(gradient(), "JPEG"), ImageLimits(1_000_000, max_pixels=40 * 30)).size == (40, 30)
+
+
+def test_bytes_are_counted_first() -> None:
+    with pytest.raises(TooLarge, match="3 bytes; the limit is 2"):
+        decode(b"abc", ImageLimits(2, 100))
+
+
+def test_an_image_of_the_right_size_is_not_touched() -> None:
+    image = gradient(28, 28)
+    assert np.array_equal(resize_crop(image, 28), np.asarray(image))
+
+
+@pytest.mark.parametrize("size", [(40, 30), (30, 40), (31, 30), (100, 14), (14, 99), (56, 56)])
+def test_the_centre_square_is_kept(size: tuple[int, int]) -> None:
+    image = gradient(*size)
+    side = min(size)
+    left, top = (size[0] - side) / 2, (size[1] - side) / 2
+    box = (left, top, left + side, top + side)
+    expected = np.asarray(image.resize((14, 14), Image.Resampling.BICUBIC, box=box))
+    assert np.array_equal(resize_crop(image, 14), expected)
+
+
+def test_interpolation_follows_the_manifest() -> None:
+    image = gradient()
+    expected = np.asarray(image.resize((14, 14), Image.Resampling.BILINEAR, box=(5, 0, 35, 30)))
+    assert np.array_equal(resize_crop(image, 14, "bilinear"), expected)
