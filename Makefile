@@ -12,8 +12,8 @@ NAME ?= cifar100-vits14
 BUNDLE := models/zoo/$(NAME)
 # For `make train` and `make evaluate`: a folder of parquet files in the hub's schema, an image folder or a hub name.
 DATA ?= uoft-cs/cifar100
-# For `make train`: the dense checkpoint whose gates are trained.
-INIT ?= runs/dense
+# For `make train`: the checkpoint whose gates are trained anew; the bundle's backbone is what it was trained from.
+INIT ?= $(BUNDLE)
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12

@@ -8,6 +8,7 @@ It knows no manifest and no bundle.
 from __future__ import annotations
 
 import json
+import math
 import struct
 import warnings
 from dataclasses import dataclass
@@ -104,7 +105,7 @@ def externalise(model: ModelProto, weights: Path) -> ModelProto:
         span = spans.get(initializer.name.removeprefix("model.").removeprefix("vit."))
         if span is None or span.shape != tuple(initializer.dims) or span.dtype != "F16":
             resampled = initializer.name.endswith("pos_embed")  # another input size: not in the file, small, stays
-            if not resampled and len(initializer.raw_data) > 4 * FOLD_LIMIT:
+            if not resampled and math.prod(initializer.dims) > FOLD_LIMIT:
                 raise ExportError(f"{initializer.name} {list(initializer.dims)} isn't in {weights.name}")
             kept.append(initializer)
             continue

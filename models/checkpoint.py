@@ -64,11 +64,12 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{file} is not a whole safetensors file ({error}): fetch or write it anew") from None
 
 
-def initialise(model: PrunedViT, source: Path) -> list[str]:
+def initialise(model: PrunedViT, source: Path, *, gates: bool = True) -> list[str]:
     """Load a starting point into `model`: a checkpoint folder or a timm state dict in one file.
 
     The position embedding is resampled to the model's input size. Head and gates may be absent from the source (or of
-    another number of classes): they keep their random start, and their names are returned.
+    another number of classes): they keep their random start, and their names are returned. `gates=False` leaves out the
+    source's gates.
 
     Raises:
         CheckpointError: any other tensor is missing or doesn't fit.
@@ -81,7 +82,8 @@ def initialise(model: PrunedViT, source: Path) -> list[str]:
             new_size=list(vit.patch_embed.grid_size),
             num_prefix_tokens=0 if vit.no_embed_class else vit.num_prefix_tokens,
         )
-    tensors = {k: v for k, v in _timm_to_model(tensors).items() if k in own}
+    wanted = {name for name in own if gates or not name.startswith("gates.")}
+    tensors = {k: v for k, v in _timm_to_model(tensors).items() if k in wanted}
     optional = ("vit.head", "gates.")
     tensors = {k: v for k, v in tensors.items() if not k.startswith(optional) or v.shape == own[k].shape}
     fresh = sorted(set(own) - set(tensors))

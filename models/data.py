@@ -12,7 +12,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from datasets.exceptions import DatasetNotFoundError
+from datasets.exceptions import DatasetsError
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -64,7 +64,10 @@ class LabelledImages(Dataset[Any]):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        row = self.rows[index]
+        try:
+            row = self.rows[index]
+        except OSError as error:  # Pillow's UnidentifiedImageError is one
+            raise DataError(f"image {index} can't be decoded ({error}): remove or replace it") from None
         image = to_rgb(row[self.image_column])
         if self.augment is not None:
             image = self.augment(image, index)
@@ -108,17 +111,12 @@ def load_images(source: str, split: str, size_px: int) -> LabelledImages:
 
 
 def _read(source: str, split: str) -> Any:
-    if (source.startswith((".", "/", "~")) or source.count("/") > 1) and not Path(source).expanduser().is_dir():
+    local = Path(source).expanduser()
+    if (source.startswith((".", "/", "~")) or source.count("/") > 1) and not local.is_dir():
         raise DataError(f"{source} is no folder: give a folder of parquet files, an image folder or a hub name")
     try:
-        found = datasets.load_dataset(str(Path(source).expanduser()) if Path(source).is_dir() else source)
-    except (
-        DatasetNotFoundError,
-        FileNotFoundError,
-        ConnectionError,
-        ValueError,
-        datasets.DatasetGenerationError,
-    ) as error:
+        found = datasets.load_dataset(str(local) if local.is_dir() else source)
+    except (DatasetsError, OSError, ValueError) as error:  # OSError: no network, no such file
         reason = str(error).splitlines()[0]
         raise DataError(f"{source} can't be read as a data set: {reason}") from None
     for name in (split, *(("validation", "val") if split == "test" else ())):

@@ -113,6 +113,16 @@ def table(rows: list[dict[str, Any]], shape: Shape) -> str:
     return "\n".join([head, *lines])
 
 
+def layer_table(rows: list[dict[str, Any]], gated_layers: tuple[int, ...]) -> str:
+    """Each gated layer's kept share and gate accuracy, in percent, for a person."""
+    lines = ["per gated layer, kept % / gate accuracy %", " " * 9 + "".join(f"{layer:>9}" for layer in gated_layers)]
+    for row in rows:
+        pairs = zip(gated_layers, row["gate_accuracy_per_layer"], strict=True)
+        cells = (f"{100 * row['keep_per_layer'][layer]:.0f}/{100 * accuracy:.0f}" for layer, accuracy in pairs)
+        lines.append(f"{row['threshold']:9.2f}" + "".join(f"{cell:>9}" for cell in cells))
+    return "\n".join(lines)
+
+
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -137,24 +147,18 @@ def load_split(data: str, split: str, size_px: int, holdout: float) -> LabelledI
     return split_holdout(load_images(data, "train", size_px), holdout)[1]
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line; 2 with one clear line for input that can't be used."""
-    options = parse(argv)
-    try:
-        thresholds = tuple(float(value) for value in options.thresholds.split(","))
-        model = checkpoint.load(options.checkpoint)
-        model = checkpoint.at_size(model, options.image_size or model.config.image_size_px).to(options.device)
-        images = load_split(options.data, options.split, model.config.image_size_px, options.holdout_ratio)
-        if images.labels != model.config.labels:
-            raise DataError(f"{options.data} has other classes than the model: {images.labels[:3]} ...")
-    except (DataError, CheckpointError, ValueError) as error:
-        print(f"models.evaluate: {error}", file=sys.stderr)
-        return 2
+def measure(options: argparse.Namespace) -> tuple[dict[str, Any], Shape]:
+    """Evaluate what the options name; the result as it is written to --out, and the model's shape."""
+    thresholds = tuple(float(value) for value in options.thresholds.split(","))
+    model = checkpoint.load(options.checkpoint)
+    model = checkpoint.at_size(model, options.image_size or model.config.image_size_px).to(options.device)
+    images = load_split(options.data, options.split, model.config.image_size_px, options.holdout_ratio)
+    if images.labels != model.config.labels:
+        raise DataError(f"{options.data} has other classes than the model: {images.labels[:3]} ...")
     if options.max_images:
         images = images.select(np.arange(min(options.max_images, len(images))))
     rows = evaluate(model, images, thresholds, options.cosine_threshold, options.batch_size)
     shape = shape_of(model)
-    print(table(rows, shape))
     result = {
         "split": options.split,
         "image_size_px": model.config.image_size_px,
@@ -167,6 +171,19 @@ def main(argv: list[str] | None = None) -> int:
         "torch": torch.__version__.split("+")[0],
         "rows": rows,
     }
+    return result, shape
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; 2 with one clear line for input that can't be used."""
+    options = parse(argv)
+    try:
+        result, shape = measure(options)
+    except (DataError, CheckpointError, ValueError) as error:
+        print(f"models.evaluate: {error}", file=sys.stderr)
+        return 2
+    print(table(result["rows"], shape))
+    print(layer_table(result["rows"], shape.gated_layers))
     if options.out:
         options.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))

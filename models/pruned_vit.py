@@ -186,4 +186,4 @@ def check_supported(vit: nn.Module, name: str) -> None:
         if type(block.attn).__name__ != "Attention" or getattr(block.attn, "gate", None) is not None:
             raise UnsupportedModel(f"{name}: layer {index} has a {type(block.attn).__name__} with parts unknown here")
     if vit.num_prefix_tokens < 1:
-        raise UnsupportedModel(f"{name} has no CLS or register token; at least one token must always be kept")
+        raise UnsupportedModel(f"{name} has no CLS or register token; at least one must always be kept")

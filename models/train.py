@@ -210,41 +210,47 @@ def model_for(options: argparse.Namespace, labels: tuple[str, ...]) -> PrunedViT
     torch.manual_seed(options.seed)
     model = build(config, drop_path=options.drop_path if options.stage == "dense" else 0.0)
     if options.init is not None:
-        fresh = checkpoint.initialise(model, options.init)
+        fresh = checkpoint.initialise(model, options.init, gates=options.stage != "gates")  # gates learn from scratch
         print(f"started from {options.init}, {len(fresh)} tensors new: {', '.join(fresh[:4])} ...", file=sys.stderr)
     return model
+
+
+def train(options: argparse.Namespace) -> dict[str, Any]:
+    """Run or resume the training that the options describe and return its summary, also written to `train.json`."""
+    config = TrainConfig(**{field.name: getattr(options, field.name) for field in fields(TrainConfig)})
+    images = load_images(options.data, "train", options.image_size)
+    model = model_for(options, images.labels)
+    training, heldout = split_holdout(replace(images, size_px=model.config.image_size_px), config.holdout_ratio)
+    if config.max_images:
+        training = training.select(epoch_order(len(training), config.seed, 0)[: config.max_images])
+    run = Run(model, config, pick_machine(options.device, options.precision), options.out, options.workers)
+    if run.resume():
+        done = run.progress
+        print(f"resumed at epoch {done.epoch + 1}, {done.images} images in", file=sys.stderr)
+    started = time.monotonic()
+    run.fit(training, heldout)
+    summary = {
+        "config": asdict(config),
+        "data": Path(options.data).name if Path(options.data).is_dir() else options.data,
+        "init": options.init and options.init.name,
+        "device": run.machine.device,
+        "precision": str(run.machine.dtype or torch.float32),
+        "training_images": len(training),
+        "wall_s": round(time.monotonic() - started, 1),  # of this call: a resumed run took longer in all
+        "history": run.progress.history,
+    }
+    (options.out / "train.json").write_text(json.dumps(summary, indent=1) + "\n")
+    return summary
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; 2 with one clear line for input that can't be used."""
     options = parse(argv)
-    config = TrainConfig(**{field.name: getattr(options, field.name) for field in fields(TrainConfig)})
     try:
-        images = load_images(options.data, "train", options.image_size)
-        model = model_for(options, images.labels)
-        training, heldout = split_holdout(replace(images, size_px=model.config.image_size_px), config.holdout_ratio)
-        if config.max_images:
-            training = training.select(epoch_order(len(training), config.seed, 0)[: config.max_images])
-        run = Run(model, config, pick_machine(options.device, options.precision), options.out, options.workers)
-        if run.resume():
-            done = run.progress
-            print(f"resumed at epoch {done.epoch + 1}, {done.images} images in", file=sys.stderr)
-    except (DataError, CheckpointError, UnsupportedModel, ValueError) as error:
+        summary = train(options)
+    except (DataError, CheckpointError, UnsupportedModel, FloatingPointError, ValueError) as error:
         print(f"models.train: {error}", file=sys.stderr)
         return 2
-    started = time.monotonic()
-    run.fit(training, heldout)
-    summary = {
-        "config": asdict(config),
-        "data": options.data,
-        "init": options.init and options.init.name,
-        "device": run.machine.device,
-        "precision": str(run.machine.dtype or torch.float32),
-        "training_images": len(training),
-        "wall_s": round(time.monotonic() - started, 1),
-        "history": run.progress.history,
-    }
-    (options.out / "train.json").write_text(json.dumps(summary, indent=1) + "\n")
     print(json.dumps(summary))
     return 0
 

@@ -50,6 +50,17 @@ def test_the_same_weights_run_at_another_size() -> None:
         checkpoint.at_size(model, 70)
 
 
+def test_gates_of_the_source_are_left_out_on_request(tmp_path: Path) -> None:
+    source, model = random_vit(gated_layers=(1,)), random_vit(gated_layers=(1,), seed=1)
+    checkpoint.save(source, tmp_path)
+    name = "gates.1.fc1.weight"
+    before = model.state_dict()[name].clone()
+    assert len(checkpoint.initialise(model, tmp_path, gates=False)) == 4
+    assert torch.equal(model.state_dict()[name], before)
+    assert checkpoint.initialise(model, tmp_path) == []
+    assert torch.equal(model.state_dict()[name], source.state_dict()[name].half().float())
+
+
 def test_each_broken_checkpoint_is_named_with_its_mend(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"config.json is missing"):
         checkpoint.load(tmp_path)

@@ -54,6 +54,16 @@ def test_a_wrong_folder_gets_one_clear_line(tmp_path: Path) -> None:
         load_images(str(tmp_path), "train", 32)
 
 
+def test_a_file_that_is_no_image_is_named(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "train" / name / "0.png")
+    (tmp_path / "train" / "b" / "1.png").write_bytes(b"no image")
+    images = load_images(str(tmp_path), "train", 8)
+    with pytest.raises(DataError, match=r"image 2 can't be decoded .*: remove or replace it"):
+        list(images.batches(1))
+
+
 def test_held_out_images_are_the_same_in_every_run_and_in_no_training_set(toy_images: Path) -> None:
     images = load_images(str(toy_images), "train", 16)
     training, heldout = split_holdout(images, 0.17)

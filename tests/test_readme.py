@@ -1,0 +1,167 @@
+"""Every command of the README works: it is run here, on toy data where it trains, or dry where it would recurse."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+ZOO = ROOT / "models" / "zoo" / "cifar100-vits14"
+
+
+def commands() -> list[str]:
+    """The commands of every `sh` block, continuation lines joined."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", README, re.M | re.S)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [re.sub(r"\s+#.*$", "", line).strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+COMMANDS = commands()
+MAKE = [line for line in COMMANDS if line.startswith("make ")]
+CURL = [line for line in COMMANDS if line.startswith("curl ")]
+PYTHON = [line for line in COMMANDS if line.startswith("python -m ")]
+
+
+def test_there_is_no_command_that_nobody_runs() -> None:
+    assert set(COMMANDS) == {*MAKE, *CURL, *PYTHON}
+    assert "make serve" in MAKE
+    assert "make test" in MAKE
+    assert CURL
+    assert PYTHON
+
+
+@pytest.mark.parametrize("command", MAKE)
+def test_make_targets_exist_and_their_recipes_parse(command: str) -> None:
+    done = subprocess.run(["bash", "-c", f"{command} --dry-run"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_make_help_lists_every_target() -> None:
+    listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    targets = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)
+    assert targets
+    for target in targets[1].split():
+        assert re.search(rf"^{target}\s+\S", listed, re.M), target
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    """`make serve` itself, on a free port; ended by SIGTERM, after which it must have exited 0."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        chosen = int(probe.getsockname()[1])
+    server = subprocess.Popen(["make", "serve", f"PORT={chosen}"], cwd=ROOT, start_new_session=True)
+    try:
+        _wait_until_ready(server, chosen)
+        yield chosen
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(timeout=60)
+
+
+def _wait_until_ready(server: subprocess.Popen[bytes], port: int) -> None:
+    end = time.monotonic() + 240  # an install may come first
+    while time.monotonic() < end:
+        assert server.poll() is None, "make serve ended"
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5):
+                return
+        except (urllib.error.URLError, ConnectionError):
+            time.sleep(0.2)  # another process: there is nothing to await
+    raise AssertionError("make serve wasn't ready in time")
+
+
+def run_curl(command: str, port: int) -> str:
+    """Run a README command against the running server; it must succeed."""
+    script = command.replace("localhost:8000", f"127.0.0.1:{port}").replace("curl ", "curl --fail-with-body ", 1)
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, (script, done.stdout, done.stderr)
+    return done.stdout
+
+
+@pytest.mark.parametrize("command", CURL)
+def test_curl_commands_are_answered(command: str, port: int) -> None:
+    assert run_curl(command, port).strip()
+
+
+def test_the_first_answer_has_the_label_what_was_skipped_and_what_it_cost(port: int) -> None:
+    before = run_curl("curl -s localhost:8000/metrics", port)
+    answer = json.loads(run_curl(next(line for line in CURL if "snake" in line), port))
+    after = run_curl("curl -s localhost:8000/metrics", port)
+    (result,) = answer["results"]
+    assert result["predictions"][0]["label"] == "snake"
+    assert result["threshold"] == 0.5
+    assert len(result["skipped_patches"]["per_layer"]) == 12
+    assert result["skipped_patches"]["mean"] > 0
+    assert 0 < result["macs"]["used"] < result["macs"]["dense"]
+    assert set(answer["timing_ms"]) == {"decode", "queue", "inference", "total"}
+    counted = [
+        float(match[1])
+        for text in (before, after)
+        if (match := re.search(r'^skipvit_requests_total\{model="cifar100-vits14",outcome="ok"\} (\S+)', text, re.M))
+    ]
+    assert counted[1] == counted[0] + 1
+
+
+def test_the_training_line_runs_as_written(toy_images: Path, tmp_path: Path) -> None:
+    """From data to a bundle of one's own, by the README's commands, with DATA, MODEL and BACKBONE set to toys."""
+    import timm
+    from safetensors.torch import save_file
+
+    save_file(timm.create_model("test_vit", img_size=160).state_dict(), tmp_path / "backbone.safetensors")
+    toys = {"DATA": str(toy_images), "MODEL": "test_vit", "BACKBONE": "backbone.safetensors"}
+    environment = os.environ | toys | {"PYTHONPATH": str(ROOT)}
+    line = [command for command in PYTHON if "$DATA" in command]
+    assert len(line) >= 5
+    for command in line:
+        script = command.replace("python", sys.executable, 1)
+        done = subprocess.run(
+            ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, (command, done.stdout, done.stderr)
+    assert (tmp_path / "models" / "zoo" / "my-model" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("command", [command for command in PYTHON if "$DATA" not in command])
+def test_other_python_commands_have_options_that_exist(command: str) -> None:
+    """Long ones on the real bundle: their module must at least know every option that the README names."""
+    module = command.split()[2]
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    for option in re.findall(r"(--[a-z-]+)", command):
+        assert option in done.stdout, option
+
+
+def test_the_table_is_what_was_measured() -> None:
+    rows = {row["threshold"]: row for row in json.loads((ZOO / "evaluation.json").read_text())["rows"]}
+    bench = json.loads((ZOO / "benchmark.json").read_text())
+    assert bench["version"] == json.loads((ZOO / "manifest.json").read_text())["version"]
+    speed = {(row["threshold"], row["batch_size"]): row for row in bench["rows"]}
+    shown = re.findall(
+        r"^\| ([\d.]+) \| ([\d.]+) of 64 \| (-?[\d.]+) % \| ([\d.]+) % \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$",
+        README,
+        re.M,
+    )
+    assert len(shown) >= 4
+    for threshold, skipped, saved, top1, *speedups in shown:
+        row = rows[float(threshold)]
+        assert float(skipped) == pytest.approx(row["skipped_patches"], abs=0.051)
+        assert float(saved) == pytest.approx(100 * (1 - row["macs_ratio"]), abs=0.051)
+        assert float(top1) == pytest.approx(100 * row["top1"], abs=0.0051)
+        for batch_size, speedup in zip((1, 8, 32), speedups, strict=True):
+            assert float(speedup) == pytest.approx(speed[float(threshold), batch_size]["speedup"], abs=0.0051)

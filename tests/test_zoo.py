@@ -1,0 +1,110 @@
+"""The bundled model, as it is committed: small enough, verified, right on real images, the same in any batch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+
+from export.graph import ServedViT
+from models import checkpoint
+from models.macs import shape_of, used_macs
+from service import macs as served_macs
+from service.artifact import Bundle, load_bundle
+from service.engine import OnnxEngine
+from service.preprocess import resize_crop
+
+ZOO = Path(__file__).parent.parent / "models" / "zoo"
+SAMPLES = sorted((ZOO / "cifar100-vits14" / "samples" / "test").glob("*/*.png"))
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    return load_bundle(ZOO / "cifar100-vits14")
+
+
+@pytest.fixture(scope="module")
+def engine(bundle: Bundle) -> OnnxEngine:
+    return OnnxEngine(bundle, threads=2)
+
+
+@pytest.fixture(scope="module")
+def images(bundle: Bundle) -> NDArray[np.uint8]:
+    return np.stack([resize_crop(Image.open(file).convert("RGB"), bundle.manifest.full.size_px) for file in SAMPLES])
+
+
+def test_what_is_committed_is_small(bundle: Bundle) -> None:
+    sizes = {file.name: file.stat().st_size for file in bundle.path.iterdir() if file.is_file()}
+    assert sizes.pop("weights.safetensors") <= 50_000_000
+    assert sum(sizes.values()) < 2_000_000
+
+
+def test_it_knows_the_sample_images(bundle: Bundle, engine: OnnxEngine, images: NDArray[np.uint8]) -> None:
+    logits = engine.infer(images, np.zeros(len(images), np.float32)).logits
+    right = [bundle.manifest.labels[i] == file.parent.name for i, file in zip(logits.argmax(1), SAMPLES, strict=True)]
+    assert np.mean(right) >= 0.7  # 83 % of all test images; these are 33 of them
+
+
+def test_the_graph_is_the_trained_model_at_every_threshold(
+    bundle: Bundle, engine: OnnxEngine, images: NDArray[np.uint8]
+) -> None:
+    model = checkpoint.load(bundle.path)
+    threshold = np.resize(np.array([0.0, 0.3, 0.5, 0.7, 0.9, 1.0], np.float32), len(images))
+    with torch.inference_mode():
+        logits, kept = ServedViT(model, "masked")(torch.from_numpy(images), torch.from_numpy(threshold))
+    out = engine.infer(images, threshold)
+    assert (out.kept == kept.numpy()).all(axis=(1, 2)).mean() >= 0.96  # one row may flip one patch by rounding
+    same = (out.kept == kept.numpy()).all(axis=(1, 2))
+    assert np.abs(out.logits - logits.numpy())[same].max() < 1e-3
+    counts = out.kept.sum(-1)
+    used = served_macs.used_macs(bundle.manifest.full, counts)
+    assert used.tolist() == used_macs(shape_of(model), torch.from_numpy(out.kept)).tolist()
+
+
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_a_row_is_the_same_in_any_batch_order_and_company(
+    data: st.DataObject, engine: OnnxEngine, images: NDArray[np.uint8]
+) -> None:
+    rows = data.draw(st.lists(st.integers(0, len(images) - 1), min_size=2, max_size=9))
+    levels = [round(level * 0.05, 2) for level in range(21)]
+    thresholds = data.draw(st.lists(st.sampled_from(levels), min_size=len(rows), max_size=len(rows)))
+    threshold = np.array(thresholds, np.float32)
+    together = engine.infer(images[rows], threshold)
+    position = data.draw(st.integers(0, len(rows) - 1))
+    alone = engine.infer(images[rows[position]][None], threshold[position : position + 1])
+    assert (alone.kept[0] == together.kept[position]).all()
+    assert alone.logits[0].argmax() == together.logits[position].argmax()
+    np.testing.assert_allclose(alone.logits[0], together.logits[position], atol=1e-3)
+
+
+def test_a_higher_threshold_skips_more_and_costs_less(
+    bundle: Bundle, engine: OnnxEngine, images: NDArray[np.uint8]
+) -> None:
+    costs, first = [], []
+    for threshold in (0.0, 0.3, 0.5, 0.7, 0.9, 1.0):
+        kept = engine.infer(images[:8], np.full(8, threshold, np.float32)).kept
+        costs.append(served_macs.used_macs(bundle.manifest.full, kept.sum(-1)).mean())
+        first.append(kept[:, bundle.manifest.gated_layers[0]])
+    assert costs == sorted(costs, reverse=True)
+    assert costs[-1] < 0.5 * costs[0]
+    assert all((later <= earlier).all() for earlier, later in zip(first, first[1:], strict=False))
+
+
+def test_the_card_says_what_was_measured(bundle: Bundle) -> None:
+    card = (bundle.path / "README.md").read_text()
+    evaluation = json.loads((bundle.path / "evaluation.json").read_text())
+    assert evaluation["images"] == 5_000
+    assert bundle.manifest.evaluation.top1 == evaluation["rows"][0]["top1"]
+    for row in evaluation["rows"]:
+        line = f"| {row['threshold']:g} | {row['skipped_patches']:.1f} | {100 * (1 - row['macs_ratio']):.1f} % "
+        assert line + f"| {100 * row['top1']:.2f} % |" in card
+    parity = json.loads((bundle.path / "parity.json").read_text())
+    assert all(figures["holds"] for figures in parity.values())
