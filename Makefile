@@ -54,6 +54,7 @@ clean: ## delete .venv and caches
 HOLDS_dev := service-cpu train export
 HOLDS_export := service-cpu train
 $(VENV)/.%: pyproject.toml
+	@echo 'installing .[$*] into $(VENV): half a minute, or several where torch is needed'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
 	@touch $(addprefix $(VENV)/.,$* $(HOLDS_$*))

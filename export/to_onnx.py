@@ -17,6 +17,7 @@ from pathlib import Path
 import onnx
 import torch
 from onnx import ModelProto, TensorProto, helper
+from onnxscript import optimizer
 from torch import Tensor, nn
 
 OPSET = 18  # LayerNormalization is an operator since 17, NonZero and ScatterND long before
@@ -80,8 +81,6 @@ def to_onnx(
         )
     if program is None:
         raise ExportError("the exporter gave no graph")
-    from onnxscript import optimizer  # comes with the exporter
-
     optimizer.optimize_ir(
         program.model,
         input_size_limit=FOLD_LIMIT,

@@ -9,9 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,23 +61,20 @@ def port() -> Iterator[int]:
         chosen = int(probe.getsockname()[1])
     server = subprocess.Popen(["make", "serve", f"PORT={chosen}"], cwd=ROOT, start_new_session=True)
     try:
-        _wait_until_ready(server, chosen)
+        patient = [
+            "curl",
+            "-sf",
+            "--retry",
+            "240",
+            "--retry-delay",
+            "1",
+            "--retry-all-errors",
+        ]  # an install may come first
+        subprocess.run([*patient, f"http://127.0.0.1:{chosen}/readyz"], check=True, capture_output=True)
         yield chosen
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(timeout=60)
-
-
-def _wait_until_ready(server: subprocess.Popen[bytes], port: int) -> None:
-    end = time.monotonic() + 240  # an install may come first
-    while time.monotonic() < end:
-        assert server.poll() is None, "make serve ended"
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5):
-                return
-        except (urllib.error.URLError, ConnectionError):
-            time.sleep(0.2)  # another process: there is nothing to await
-    raise AssertionError("make serve wasn't ready in time")
 
 
 def run_curl(command: str, port: int) -> str:
