@@ -44,7 +44,7 @@ train: $(VENV)/.train ## train the gates of INIT on DATA (the bundled model's re
 	$(BIN)/python -m models.train --stage gates --data $(DATA) --init $(INIT) --out runs/gates \
 	  --max-images 20000 --epochs 2 --learning-rate 3e-3
 
-evaluate: $(VENV)/.train ## print the bundled model's table on the test images of DATA (about 15 minutes on 2 cores)
+evaluate: $(VENV)/.train ## print the bundled model's table on the test images of DATA (half an hour on 2 cores)
 	$(BIN)/python -m models.evaluate --checkpoint $(BUNDLE) --data $(DATA)
 
 clean: ## delete .venv and caches

@@ -39,7 +39,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--format", choices=["onnx", "torchscript"], default="onnx")
     parser.add_argument("--sizes", default="", help="further input sizes to serve, px, comma-separated")
     parser.add_argument("--images", help=f"image folder for parity; default: CHECKPOINT/{SAMPLES}")
-    parser.add_argument("--data-name", default="CIFAR-100", help="name of the evaluation data, for the manifest")
     parser.add_argument("--origin", help="where the weights come from; default: as in the checkpoint's own manifest")
     parser.add_argument("--licence", default="Apache-2.0", help="of the weights")
     return parser.parse_args(argv)
@@ -67,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
 def _bundle(options: argparse.Namespace, images: LabelledImages) -> dict[str, Parity]:
     origin = Origin(licence=options.licence, weights=options.origin) if options.origin else None
     sizes_px = tuple(int(size) for size in options.sizes.split(",") if size)
-    source = read_source(options.checkpoint, sizes_px, options.data_name, origin)
+    source = read_source(options.checkpoint, sizes_px, origin)
     return write_bundle(source, options.out, images)
 
 

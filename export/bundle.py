@@ -53,7 +53,6 @@ class Source:
     evaluation: dict[str, Any]  # `models.evaluate` on the test images
     calibration: dict[int, dict[str, Any]]  # input size -> `models.evaluate` on held-out training images
     training: dict[str, Any]  # `models.train`'s summary
-    data_name: str
     origin: Origin
 
     @property
@@ -67,7 +66,7 @@ def calibration_file(size_px: int, full_px: int) -> str:
     return "calibration.json" if size_px == full_px else f"calibration-{size_px}.json"
 
 
-def read_source(folder: Path, sizes_px: tuple[int, ...], data_name: str, origin: Origin | None) -> Source:
+def read_source(folder: Path, sizes_px: tuple[int, ...], origin: Origin | None) -> Source:
     """Read a checkpoint folder (or a bundle, to write it anew).
 
     Raises:
@@ -89,7 +88,7 @@ def read_source(folder: Path, sizes_px: tuple[int, ...], data_name: str, origin:
         folder / EVALUATION, f"python -m models.evaluate --checkpoint {folder} --out {folder / EVALUATION}"
     )
     training = _measured(folder / TRAINING, "train with `python -m models.train`")
-    return Source(folder, model, evaluation, calibration, training, data_name, origin)
+    return Source(folder, model, evaluation, calibration, training, origin)
 
 
 def write_bundle(source: Source, out: Path, images: LabelledImages) -> dict[str, Parity]:
@@ -190,7 +189,7 @@ def _write_manifest(source: Source, models: dict[int, PrunedViT], folder: Path) 
         presets=choose_presets(points),
         calibration=tuple(points),
         evaluation=Evaluation(
-            data=f"{source.data_name}, {source.evaluation['split']}",
+            data=source.evaluation["data"],
             images=source.evaluation["images"],
             top1=dense["top1"],
             top5=dense["top5"],

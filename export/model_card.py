@@ -21,9 +21,9 @@ def render(
         "## How it was made",
         _recipe(training, manifest),
         "## What it does",
-        f"On {evaluation['images']:,} images of {manifest.evaluation.data}, none of them trained or tuned on "
-        f"(`evaluation.json`); MACs with everything counted, gates and keys and values of idle patches too, against "
-        f"{full.dense_macs / 1e9:.3f} GMACs of the dense model:",
+        f"On {evaluation['images']:,} {evaluation['split']} images of {manifest.evaluation.data}, never trained or "
+        f"tuned on (`evaluation.json`); MACs with everything counted, gates and keys and values of idle patches too, "
+        f"against {full.dense_macs / 1e9:.3f} GMACs of the dense model:",
         _table(evaluation),
         f"*Gate accuracy* is how often a gate decides as the cosine label (threshold "
         f"{evaluation['cosine_threshold']}) says, over gated layers. Reproduce with "
@@ -37,8 +37,8 @@ def render(
         _parity(parity),
         "## Limits",
         "Made for small photographs of the classes it knows; anything else is answered with one of them all the same. "
-        "The backbone was not trained for skipping and the gates' labels ignore the task: this is the published "
-        "method, and accuracy falls fast as more is skipped.",
+        "The backbone was never trained to have patches skipped and the gates' labels ignore the task, so accuracy "
+        "falls fast as more is skipped: a model to build on, not one to prefer over its dense self.",
         "## Licence and origin",
         f"{manifest.origin.licence}. {manifest.origin.weights}",
     ]

@@ -125,6 +125,12 @@ def _read(source: str, split: str) -> Any:
     raise DataError(f"{source} has no split {split!r}, only {sorted(found)}")
 
 
+def source_name(source: str) -> str:
+    """What results call a data source: a folder's own name, without the path to it, or the hub name."""
+    local = Path(source).expanduser()
+    return local.resolve().name if local.is_dir() else source
+
+
 def split_holdout(images: LabelledImages, ratio: float) -> tuple[LabelledImages, LabelledImages]:
     """Part a training split into (training, held out): the end of a fixed shuffle, the same in every run.
 

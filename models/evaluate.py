@@ -22,13 +22,13 @@ from tqdm import tqdm
 
 from models import checkpoint
 from models.checkpoint import CheckpointError
-from models.data import DataError, LabelledImages, load_images, split_holdout
+from models.data import DataError, LabelledImages, load_images, source_name, split_holdout
 from models.labels import keep_labels
 from models.macs import Shape, shape_of, used_macs
 from models.preprocessing import normalise
 from models.pruned_vit import PrunedViT
 
-THRESHOLDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+THRESHOLDS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0)
 
 
 class Tally:
@@ -160,6 +160,7 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, Any], Shape]:
     rows = evaluate(model, images, thresholds, options.cosine_threshold, options.batch_size)
     shape = shape_of(model)
     result = {
+        "data": source_name(options.data),
         "split": options.split,
         "image_size_px": model.config.image_size_px,
         "images": len(images),

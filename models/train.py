@@ -27,7 +27,7 @@ from tqdm import tqdm
 from models import checkpoint
 from models.checkpoint import CheckpointError
 from models.config import PrunedViTConfig, TrainConfig
-from models.data import Augment, DataError, LabelledImages, epoch_order, load_images, split_holdout
+from models.data import Augment, DataError, LabelledImages, epoch_order, load_images, source_name, split_holdout
 from models.pruned_vit import PrunedViT, UnsupportedModel, build
 from models.stages import STAGES
 
@@ -231,7 +231,7 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
     run.fit(training, heldout)
     summary = {
         "config": asdict(config),
-        "data": Path(options.data).name if Path(options.data).is_dir() else options.data,
+        "data": source_name(options.data),
         "init": options.init and options.init.name,
         "device": run.machine.device,
         "precision": str(run.machine.dtype or torch.float32),

@@ -55,5 +55,5 @@ def tiny_bundle(toy_checkpoint: Path, toy_images: Path, tmp_path_factory: pytest
 
     out = tmp_path_factory.mktemp("zoo") / "tiny"
     options = ["--checkpoint", str(toy_checkpoint), "--out", str(out), "--images", str(toy_images)]
-    assert main([*options, "--sizes", "32", "--data-name", "toy colours", "--origin", "Random numbers."]) == 0
+    assert main([*options, "--sizes", "32", "--origin", "Random numbers."]) == 0
     return out
