@@ -219,7 +219,7 @@ class Batcher:
         self.last_progress = self._clock()
         try:
             await self._run(batch)
-        except Exception:
+        except Exception:  # the loop outlives whatever it is; the entries below are told
             logger.exception("the batch loop met an unexpected error and goes on. This is a bug.")
         for entry in batch.entries:
             entry.fail(InferenceFailed("inference failed"))

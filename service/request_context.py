@@ -61,7 +61,7 @@ class RequestContext:
 
         try:
             await self._app(scope, receive, send_with_id)
-        except Exception:
+        except Exception:  # the last layer before the socket: the client gets a problem, the log the trace
             logger.exception("%s an unexpected error. This is a bug.", request_id)
             state["outcome"] = "error"
             if not status:

@@ -81,8 +81,9 @@ def test_a_stopped_run_goes_on_and_ends_where_an_unbroken_one_does(
     capsys.readouterr()
     assert train.main(broken) == 0
     assert "resumed at epoch 2, 32 images in" in capsys.readouterr().err
-    one, other = (checkpoint.load(tmp_path / name).state_dict() for name in ("whole", "broken"))
-    assert all(torch.allclose(one[name], other[name], atol=2e-3) for name in one)
+    one, other = (torch.load(tmp_path / name / train.STATE, weights_only=True)["model"] for name in ("whole", "broken"))
+    # Far below what one lost or repeated step would change: a step moves a weight by up to the learning rate, 5e-4.
+    assert max(float((one[name] - other[name]).abs().max()) for name in one) < 1e-5
 
 
 def test_a_folder_with_another_run_is_not_overwritten(toy_checkpoint: Path, toy_images: Path, capsys: Capture) -> None:
