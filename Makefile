@@ -12,8 +12,12 @@ NAME ?= cifar100-vits14
 BUNDLE := models/zoo/$(NAME)
 # For `make train` and `make evaluate`: a folder of parquet files in the hub's schema, an image folder or a hub name.
 DATA ?= uoft-cs/cifar100
-# For `make train`: the checkpoint whose gates are trained anew; the bundle's backbone is what it was trained from.
+# For `make train`: where its first stage starts from, a checkpoint folder or a timm safetensors file.
 INIT ?= $(BUNDLE)
+# For `make train`: the input sizes to measure and to serve, px, the full one first.
+SIZES ?= 112,98,84,70,56
+# For `make export`: what becomes the bundle; a new one (CHECKPOINT=runs/joint) needs ORIGIN="where its weights are from".
+CHECKPOINT ?= $(BUNDLE)
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,15 +41,22 @@ format: $(VENV)/.dev ## rewrite the code in the house's format
 bench: $(VENV)/.export ## time the sparse graph against the dense one, on real images
 	$(BIN)/python -m export.benchmark --bundle $(BUNDLE)
 
-export: $(VENV)/.export ## write the bundle's graphs, manifest and card anew from its weights, and prove parity
-	$(BIN)/python -m export --checkpoint $(BUNDLE) --out $(BUNDLE)
+export: $(VENV)/.export ## write the bundle's graphs, manifest and card anew from CHECKPOINT, and prove parity
+	$(BIN)/python -m export --checkpoint $(CHECKPOINT) --out $(BUNDLE) --images $(BUNDLE)/samples \
+	  $(if $(ORIGIN),--origin "$(ORIGIN)")
 
-train: $(VENV)/.train ## train the gates of INIT on DATA (the bundled model's recipe; about 30 minutes on 2 cores)
-	$(BIN)/python -m models.train --stage gates --data $(DATA) --init $(INIT) --out runs/gates \
-	  --max-images 20000 --epochs 2 --learning-rate 3e-3
+train: $(VENV)/.export ## train on DATA from INIT by the recipes, measure and export: runs/$(NAME) (a GPU: half an hour)
+	$(BIN)/python -m models.train @models/recipes/teacher.args --data $(DATA) --init $(INIT) --out runs/teacher
+	$(BIN)/python -m models.train @models/recipes/joint.args --data $(DATA) --init runs/teacher --teacher runs/teacher \
+	  --out runs/joint
+	$(BIN)/python -m models.evaluate --checkpoint runs/joint --data $(DATA) --sizes $(SIZES) --out runs/joint/evaluation.json
+	$(BIN)/python -m models.evaluate --checkpoint runs/joint --data $(DATA) --sizes $(SIZES) --split heldout \
+	  --out runs/joint/calibration.json
+	$(BIN)/python -m export --checkpoint runs/joint --out runs/$(NAME) --images $(BUNDLE)/samples \
+	  --origin "$(or $(ORIGIN),Trained by make train from $(INIT).)"
 
-evaluate: $(VENV)/.train ## print the bundled model's table on the test images of DATA (half an hour on 2 cores)
-	$(BIN)/python -m models.evaluate --checkpoint $(BUNDLE) --data $(DATA)
+evaluate: $(VENV)/.export ## print the bundle's table, as it is served, on the test images of DATA (an hour on 2 cores)
+	$(BIN)/python -m models.evaluate --bundle $(BUNDLE) --data $(DATA)
 
 clean: ## delete .venv and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info

@@ -1,11 +1,12 @@
 """Turn a trained checkpoint into a model bundle (ONNX), or into TorchScript.
 
-    python -m export --checkpoint runs/gates --out models/zoo/NAME --images IMAGES --origin TEXT
+    python -m export --checkpoint runs/joint --out models/zoo/NAME --images IMAGES --origin TEXT
     python -m export --checkpoint models/zoo/NAME --out models/zoo/NAME        (write a bundle's graphs anew)
     python -m export --checkpoint models/zoo/NAME --out . --format torchscript
 
-The checkpoint folder must hold what `models.train` and `models.evaluate` wrote: train.json, evaluation.json and
-calibration.json. IMAGES are a few real ones, in an image folder, to prove parity on; a bundle's own samples by default.
+The checkpoint folder must hold what `models.train` and `models.evaluate` wrote: train.json, evaluation.json (test
+images) and calibration.json (held-out ones); the input sizes of calibration.json are those that the bundle serves.
+IMAGES are a few real ones, in an image folder, to prove parity on; a bundle's own samples by default.
 Exits 1 when parity doesn't hold, 2 for input that can't be used. The last line of the output is one JSON object.
 """
 
@@ -37,7 +38,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--out", type=Path, required=True, help="the bundle's folder; its last part is the model's name"
     )
     parser.add_argument("--format", choices=["onnx", "torchscript"], default="onnx")
-    parser.add_argument("--sizes", default="", help="further input sizes to serve, px, comma-separated")
     parser.add_argument("--images", help=f"image folder for parity; default: CHECKPOINT/{SAMPLES}")
     parser.add_argument("--origin", help="where the weights come from; default: as in the checkpoint's own manifest")
     parser.add_argument("--licence", default="Apache-2.0", help="of the weights")
@@ -65,9 +65,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _bundle(options: argparse.Namespace, images: LabelledImages) -> dict[str, Parity]:
     origin = Origin(licence=options.licence, weights=options.origin) if options.origin else None
-    sizes_px = tuple(int(size) for size in options.sizes.split(",") if size)
-    source = read_source(options.checkpoint, sizes_px, origin)
-    return write_bundle(source, options.out, images)
+    return write_bundle(read_source(options.checkpoint, origin), options.out, images)
 
 
 def _torchscript(options: argparse.Namespace, images: LabelledImages) -> dict[str, Parity]:

@@ -2,10 +2,11 @@
 
     python -m export.benchmark --bundle models/zoo/cifar100-vits14
 
-Dense is the same weights through timm's own forward, exported the same way. Runs are interleaved (dense, then each
-threshold, round after round) on real images, and compared by their medians in the one run. For each batch size and
-threshold: images a second, MACs against dense, the speed-up, the ideal one (dense MACs / sparse MACs) and how much of
-it was realised. A minute or two; the last line of the output is one JSON object.
+Dense is the same weights at the full input size without gates, exported the same way. Its rivals are the bundle's
+presets, its input sizes with nothing skipped, and rising thresholds at the full size. Runs are interleaved (dense, then
+each pair, round after round) on real images, and compared by their medians in the one run. For each batch size and
+pair: images a second, MACs against dense, the speed-up, the ideal one (dense MACs / sparse MACs) and how much of it
+was realised. A few minutes; the last line of the output is one JSON object.
 """
 
 from __future__ import annotations
@@ -37,14 +38,16 @@ from service.engine import OnnxEngine
 from service.errors import ServiceError
 from service.macs import used_macs
 
-THRESHOLDS = (0.0, 0.3, 0.5, 0.7, 0.8, 1.0)
+THRESHOLDS = (0.15, 0.25, 0.4, 0.6, 0.7)
+Point = tuple[int, float]  # input size in px, threshold
 
 
 @dataclass(frozen=True)
 class Row:
-    """One batch size and threshold; the medians of interleaved runs."""
+    """One batch size and point; the medians of interleaved runs."""
 
     batch_size: int
+    size_px: int
     threshold: float
     macs_ratio: float  # sparse / dense, mean over the images timed
     dense_images_s: float
@@ -69,26 +72,34 @@ def dense_session(bundle: Bundle, threads: int) -> ort.InferenceSession:
         return ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
 
+def points_of(bundle: Bundle) -> tuple[Point, ...]:
+    """A bundle's presets, each of its input sizes alone, and rising thresholds at the full size."""
+    presets = [(preset.size_px, preset.threshold) for preset in bundle.manifest.presets.values()]
+    sizes = [(size_px, 0.0) for size_px in bundle.manifest.sizes_px]
+    return tuple(dict.fromkeys(presets + sizes + [(bundle.manifest.full.size_px, level) for level in THRESHOLDS]))
+
+
 def measure(
     bundle: Bundle,
-    images: NDArray[np.uint8],
+    images: dict[int, NDArray[np.uint8]],
     batch_sizes: tuple[int, ...],
-    thresholds: tuple[float, ...],
+    points: tuple[Point, ...],
     seconds: float,
 ) -> list[Row]:
-    """Time every pair of batch size and threshold for about `seconds`, dense interleaved."""
-    threads = usable_cpus()
+    """Time every pair of batch size and point for about `seconds`, dense interleaved; images by their size."""
+    threads, full = usable_cpus(), bundle.manifest.full
     engine, dense = OnnxEngine(bundle, threads=threads), dense_session(bundle, threads)
     rows = []
     for batch_size in tqdm(batch_sizes, desc="batch sizes"):
-        batches = [np.resize(np.roll(images, -i, axis=0), (batch_size, *images.shape[1:])) for i in range(len(images))]
-        times: dict[float | None, list[float]] = {key: [] for key in (None, *thresholds)}
-        macs: dict[float, list[float]] = {threshold: [] for threshold in thresholds}
+        times: dict[Point | None, list[float]] = {key: [] for key in (None, *points)}
+        macs: dict[Point, list[float]] = {point: [] for point in points}
         end = time.perf_counter() + seconds * len(times)
         for turn in range(10_000):
-            batch = batches[turn * batch_size % len(batches)]
             for key in times:
-                limit = np.full(batch_size, key or 0.0, np.float32)
+                size_px, threshold = key or (full.size_px, 0.0)
+                limit = np.full(batch_size, threshold, np.float32)
+                chosen = np.arange(turn * batch_size, (turn + 1) * batch_size) % len(images[size_px])
+                batch = images[size_px][chosen]
                 # Twice, the second time timed: the other session's threads still spin while the first one runs.
                 for _ in range(2):
                     start = time.perf_counter()
@@ -96,23 +107,20 @@ def measure(
                     taken = time.perf_counter() - start
                 times[key].append(taken)
                 if key is not None:
-                    macs[key].append(float(used_macs(bundle.manifest.full, out[1].sum(-1)).mean()))
+                    macs[key].append(float(used_macs(bundle.manifest.graph(size_px), out[1].sum(-1)).mean()))
             if turn >= 5 and time.perf_counter() > end:
                 break
-        for threshold in thresholds:
-            rows.append(_row(batch_size, threshold, times, macs[threshold], bundle.manifest.full.dense_macs))
+        rows += [_row(batch_size, point, times, float(np.mean(macs[point])) / full.dense_macs) for point in points]
     return rows
 
 
-def _row(
-    batch_size: int, threshold: float, times: dict[float | None, list[float]], macs: list[float], dense_macs: int
-) -> Row:
-    dense_s, sparse_s = float(np.median(times[None])), float(np.median(times[threshold]))
-    speedup = float(np.median(np.array(times[None]) / np.array(times[threshold])))  # turn by turn: the machine drifts
-    ratio = float(np.mean(macs)) / dense_macs
+def _row(batch_size: int, point: Point, times: dict[Point | None, list[float]], ratio: float) -> Row:
+    dense_s, sparse_s = float(np.median(times[None])), float(np.median(times[point]))
+    speedup = float(np.median(np.array(times[None]) / np.array(times[point])))  # turn by turn: the machine drifts
     return Row(
         batch_size=batch_size,
-        threshold=threshold,
+        size_px=point[0],
+        threshold=point[1],
         macs_ratio=round(ratio, 4),
         dense_images_s=round(batch_size / dense_s, 2),
         images_s=round(batch_size / sparse_s, 2),
@@ -134,11 +142,11 @@ def machine() -> dict[str, Any]:
 
 def table(rows: list[Row]) -> str:
     """The rows for a person."""
-    lines = ["batch threshold    MACs dense img/s    img/s speed-up  ideal realised"]
+    lines = ["batch   px threshold    MACs dense img/s    img/s speed-up  ideal realised"]
     for row in rows:
         lines.append(
-            f"{row.batch_size:5d} {row.threshold:9.2f} {100 * row.macs_ratio:6.1f}% {row.dense_images_s:11.1f} "
-            f"{row.images_s:8.1f} {row.speedup:8.2f} {row.ideal:6.2f} {row.realised:8.2f}"
+            f"{row.batch_size:5d} {row.size_px:4d} {row.threshold:9.2f} {100 * row.macs_ratio:6.1f}% "
+            f"{row.dense_images_s:11.1f} {row.images_s:8.1f} {row.speedup:8.2f} {row.ideal:6.2f} {row.realised:8.2f}"
         )
     return "\n".join(lines)
 
@@ -149,17 +157,22 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--images", help="image folder; default: the bundle's own samples")
     parser.add_argument("--batch-sizes", default="1,8,32")
-    parser.add_argument("--thresholds", default=",".join(map(str, THRESHOLDS)))
-    parser.add_argument("--seconds", type=float, default=4.0, help="for each batch size and threshold")
+    parser.add_argument("--points", help="size:threshold, comma-separated; default: presets, sizes, thresholds")
+    parser.add_argument("--seconds", type=float, default=4.0, help="for each batch size and point")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args(argv)
     try:
         bundle = load_bundle(options.bundle)
         pixels = load_images(options.images or str(options.bundle / "samples"), "test", 1)
-        images = image_array(pixels, bundle.manifest.full.size_px)
+        images = {size_px: image_array(pixels, size_px) for size_px in bundle.manifest.sizes_px}
         batch_sizes = tuple(int(size) for size in options.batch_sizes.split(","))
-        thresholds = tuple(float(value) for value in options.thresholds.split(","))
-        rows = measure(bundle, images, batch_sizes, thresholds, options.seconds)
+        points = points_of(bundle)
+        if options.points:
+            pairs = (pair.split(":") for pair in options.points.split(","))
+            points = tuple((int(size), float(threshold)) for size, threshold in pairs)
+            if unknown := sorted({size for size, _ in points} - set(images)):
+                raise ValueError(f"{bundle.manifest.name} has no input size {unknown[0]} px")
+        rows = measure(bundle, images, batch_sizes, points, options.seconds)
     except (ServiceError, CheckpointError, DataError, ExportError, ValueError) as error:
         print(f"export.benchmark: {error}", file=sys.stderr)
         return 2

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from export.calibrate import calibration_points, choose_presets
+from export.calibrate import calibration_points, choose_presets, dense_row
 from export.graph import INPUTS, OUTPUTS, ServedViT, example_inputs
 from export.model_card import render
 from export.parity import Parity, compare, onnx_infer
@@ -26,6 +26,7 @@ from models.macs import shape_of
 from models.pruned_vit import PrunedViT
 from service.artifact import (
     MANIFEST,
+    SCHEMA_VERSION,
     Evaluation,
     FileDigest,
     Graph,
@@ -39,8 +40,11 @@ from service.engine import OnnxEngine
 
 MASKED = "masked.onnx"
 EVALUATION = "evaluation.json"
+CALIBRATION = "calibration.json"
 TRAINING = "train.json"
 PARITY = "parity.json"
+RESULTS = "results.json"  # of `models.results`; it and the pictures may be missing
+FIGURES = "figures"
 CARD = "README.md"
 
 
@@ -51,44 +55,43 @@ class Source:
     folder: Path
     model: PrunedViT
     evaluation: dict[str, Any]  # `models.evaluate` on the test images
-    calibration: dict[int, dict[str, Any]]  # input size -> `models.evaluate` on held-out training images
+    calibration: dict[str, Any]  # the same on held-out training images, at every size to serve
     training: dict[str, Any]  # `models.train`'s summary
     origin: Origin
+    results: dict[str, Any] | None = None  # `models.results`: this checkpoint against its rivals
 
     @property
     def sizes_px(self) -> tuple[int, ...]:
-        """The input sizes to serve, the full one first."""
-        return tuple(sorted(self.calibration, reverse=True))
+        """The input sizes to serve: those that were calibrated, the full one first."""
+        return tuple(sorted({row["size_px"] for row in self.calibration["rows"]}, reverse=True))
 
 
-def calibration_file(size_px: int, full_px: int) -> str:
-    """Where a size's calibration lies in a checkpoint folder."""
-    return "calibration.json" if size_px == full_px else f"calibration-{size_px}.json"
-
-
-def read_source(folder: Path, sizes_px: tuple[int, ...], origin: Origin | None) -> Source:
+def read_source(folder: Path, origin: Origin | None) -> Source:
     """Read a checkpoint folder (or a bundle, to write it anew).
 
     Raises:
         CheckpointError, ExportError: something is missing; the message names the command that makes it.
+        ValueError: nothing was measured at threshold 0 and the model's own size.
     """
     model = checkpoint.load(folder)
-    full_px = model.config.image_size_px
     if not model.config.gated_layers:
         raise ExportError(f"{folder} has no gates: train them with `python -m models.train --stage gates`")
     if origin is None:
         origin = Origin.model_validate(_measured(folder / MANIFEST, "give --origin and --licence")["origin"])
-    calibration = {}
-    for size_px in (full_px, *(size for size in sizes_px if size != full_px)):
-        file = folder / calibration_file(size_px, full_px)
-        calibration[size_px] = _measured(
-            file, f"python -m models.evaluate --checkpoint {folder} --split heldout --image-size {size_px} --out {file}"
-        )
-    evaluation = _measured(
-        folder / EVALUATION, f"python -m models.evaluate --checkpoint {folder} --out {folder / EVALUATION}"
-    )
+    measure = f"python -m models.evaluate --checkpoint {folder} --data DATA --sizes SIZES"
+    calibration = _measured(folder / CALIBRATION, f"{measure} --split heldout --out {folder / CALIBRATION}")
+    evaluation = _measured(folder / EVALUATION, f"{measure} --out {folder / EVALUATION}")
     training = _measured(folder / TRAINING, "train with `python -m models.train`")
-    return Source(folder, model, evaluation, calibration, training, origin)
+    full_px = model.config.image_size_px
+    for measured in (evaluation, calibration):
+        dense_row(measured["rows"], full_px)
+    results = _measured(folder / RESULTS, "") if (folder / RESULTS).exists() else None
+    if results and not _same_model(results, evaluation, full_px):
+        raise ExportError(f"{folder / RESULTS} is of another model than {EVALUATION}: `python -m models.results` anew")
+    source = Source(folder, model, evaluation, calibration, training, origin, results)
+    if source.sizes_px[0] > full_px:
+        raise ExportError(f"{folder / CALIBRATION} has sizes above the model's own {full_px} px: measure smaller ones")
+    return source
 
 
 def write_bundle(source: Source, out: Path, images: LabelledImages) -> dict[str, Parity]:
@@ -101,23 +104,31 @@ def write_bundle(source: Source, out: Path, images: LabelledImages) -> dict[str,
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as scratch:
         folder = Path(scratch) / out.name
         folder.mkdir()
-        for name in (checkpoint.WEIGHTS, checkpoint.CONFIG, EVALUATION, TRAINING, *_calibrations(source)):
+        for name in (checkpoint.WEIGHTS, checkpoint.CONFIG, EVALUATION, CALIBRATION, TRAINING):
             shutil.copyfile(source.folder / name, folder / name)
+        if source.results:
+            shutil.copyfile(source.folder / RESULTS, folder / RESULTS)
+        if (source.folder / FIGURES).is_dir():  # with no digest: the manifest knows plain file names alone
+            shutil.copytree(source.folder / FIGURES, folder / FIGURES)
         models = {size_px: at_size(source.model, size_px) for size_px in source.sizes_px}
         for size_px, model in models.items():
             _write_graph(model, "sparse", folder / graph_file(size_px, source))
         _write_graph(source.model, "masked", folder / MASKED)
         _write_manifest(source, models, folder)
         parities = _parities(models, folder, images)
-        figures = {name: parity.as_json() for name, parity in parities.items()}
-        (folder / PARITY).write_text(json.dumps(figures, indent=1) + "\n")
+        proof = {name: parity.as_json() for name, parity in parities.items()}
+        (folder / PARITY).write_text(json.dumps(proof, indent=1) + "\n")
         for name, parity in parities.items():
             if not parity.holds:
                 raise ExportError(f"{name} differs from the trained model beyond tolerance, nothing written: {parity}")
         manifest = _write_manifest(source, models, folder)
-        (folder / CARD).write_text(render(manifest, source.training, source.evaluation, figures))
+        figures = [file.name for file in (folder / FIGURES).glob("*.png")]
+        card = render(manifest, source.training, source.evaluation, proof, source.results, figures)
+        (folder / CARD).write_text(card)
         _write_manifest(source, models, folder)
         out.mkdir(exist_ok=True)
+        (out / RESULTS).unlink(missing_ok=True)  # an older model's would be taken for this one's
+        shutil.rmtree(out / FIGURES, ignore_errors=True)
         for file in sorted(folder.iterdir(), key=lambda file: file.name == MANIFEST):  # the manifest last
             file.replace(out / file.name)
     return parities
@@ -132,10 +143,6 @@ def image_array(images: LabelledImages, size_px: int) -> NDArray[np.uint8]:
     """All images as one array (n, size_px, size_px, 3)."""
     resized = LabelledImages(images.rows, images.image_column, images.label_column, images.labels, size_px)
     return np.stack([resized[i][0].numpy() for i in range(len(resized))])
-
-
-def _calibrations(source: Source) -> list[str]:
-    return [calibration_file(size_px, source.sizes_px[0]) for size_px in source.sizes_px]
 
 
 def _write_graph(model: PrunedViT, execution: Literal["masked", "sparse"], file: Path) -> None:
@@ -157,9 +164,11 @@ def _parities(models: dict[int, PrunedViT], folder: Path, images: LabelledImages
 
 def _write_manifest(source: Source, models: dict[int, PrunedViT], folder: Path) -> Manifest:
     config, full = source.model.config, shape_of(source.model)
-    digests = {file.name: _digest(file) for file in sorted(folder.iterdir()) if file.name != MANIFEST}
+    digests = {
+        file.name: _digest(file) for file in sorted(folder.iterdir()) if file.is_file() and file.name != MANIFEST
+    }
     served = "".join(digests[name].sha256 for name in sorted(digests) if name.endswith((".onnx", ".safetensors")))
-    graphs, points = [], []
+    graphs = []
     for size_px, model in models.items():
         shape = shape_of(model)
         graphs.append(
@@ -168,14 +177,14 @@ def _write_manifest(source: Source, models: dict[int, PrunedViT], folder: Path) 
                 size_px=size_px,
                 patches=shape.patches,
                 dense_macs=shape.dense,
+                timm_forward_macs=shape.timm_forward,
                 fixed_macs=shape.fixed,
                 layer_macs=tuple(LayerMacs(**asdict(shape.layer(i))) for i in range(shape.layers)),
             )
         )
-        points += calibration_points(source.calibration[size_px]["rows"], size_px, shape.dense, full.dense)
-    dense = next(row for row in source.evaluation["rows"] if row["threshold"] == 0)
+    dense = dense_row(source.evaluation["rows"], config.image_size_px)
     manifest = Manifest(
-        schema_version=1,
+        schema_version=SCHEMA_VERSION,
         name=folder.name,
         version=hashlib.sha256(served.encode()).hexdigest()[:12],
         architecture=config.architecture,
@@ -186,20 +195,27 @@ def _write_manifest(source: Source, models: dict[int, PrunedViT], folder: Path) 
         gated_layers=config.gated_layers,
         graphs=tuple(graphs),
         masked_graph=MASKED,
-        presets=choose_presets(points),
-        calibration=tuple(points),
+        presets=choose_presets(source.calibration["rows"], config.image_size_px),
+        calibration=calibration_points(source.calibration["rows"]),
         evaluation=Evaluation(
             data=source.evaluation["data"],
             images=source.evaluation["images"],
             top1=dense["top1"],
             top5=dense["top5"],
-            runtime=f"torch {source.evaluation['torch']}, float32, sparse path, threshold 0",
+            runtime=f"{source.evaluation['runtime']}, threshold 0",
         ),
         origin=source.origin,
         files=digests,
     )
     (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n")
     return manifest
+
+
+def _same_model(results: dict[str, Any], evaluation: dict[str, Any], full_px: int) -> bool:
+    """Whether both measured the same accuracy at threshold 0, to 0.1 points: runtimes may round differently."""
+    points = next(run["points"] for run in results["runs"] if run["name"] == "joint")
+    found = [dense_row(rows, full_px)["top1"] for rows in (points, evaluation["rows"])]
+    return bool(abs(found[0] - found[1]) < 0.0011)
 
 
 def _digest(file: Path) -> FileDigest:

@@ -2,91 +2,120 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
+from export.calibrate import TOLERATED_LOSS, dense_row
+from models.frontier import frontier
 from service.artifact import Manifest
+
+RECIPES = {
+    "gates": "the backbone stays frozen, and each gate learns, by cross-entropy, whether its layer changes a patch "
+    "(scaled cosine similarity below {cosine_threshold}).",
+    "joint": "gates and backbone learn the task together, through hard decisions with straight-through gradients, at "
+    "thresholds from 0 to {threshold_max} and input sizes in px ({sizes}); a budget ties the threshold to the share "
+    "of patches skipped.",
+}
+METHOD_NOTES = (
+    "Every method's points are picked on the test images, save where held-out ones are named. *Two steps*: the small "
+    "input first and, where the answer's probability is below a cut, the full one as well; both are counted. *Shared*: "
+    "some images go to one size, the rest to the next; linear in both."
+)
+PICTURES = {  # file of `models.analyse` -> what it shows
+    "similarity.png": "How little a patch changes from a layer's input to its output",
+    "threshold.png": "Accuracy and skipped patches against the threshold",
+    "layers.png": "The patches that each layer computes, in two images",
+    "keep.png": "The share of patches that each layer computes",
+    "adaptive.png": "What easy and hard images cost",
+    "depth.png": "How deep patches go, by their place in the image",
+}
 
 
 def render(
-    manifest: Manifest, training: dict[str, Any], evaluation: dict[str, Any], parity: dict[str, dict[str, Any]]
+    manifest: Manifest,
+    training: dict[str, Any],
+    evaluation: dict[str, Any],
+    parity: dict[str, dict[str, Any]],
+    results: dict[str, Any] | None = None,
+    figures: Collection[str] = (),
 ) -> str:
-    """The card as Markdown."""
+    """The card as Markdown; with `results` (of `models.results`) and the names in figures/, their sections as well."""
     full = manifest.full
     gated = f"{len(manifest.gated_layers)} of {manifest.layers}"
+    rows = [row for row in evaluation["rows"] if row["size_px"] in manifest.sizes_px]
     sections = [
         f"# {manifest.name}",
         f"A pruned ViT (`{manifest.architecture}` in timm, {full.size_px} px, {full.patches} patches, "
         f"{len(manifest.labels)} classes) with a gate in {gated} layers, `{manifest.attention}` attention. "
-        f"Version `{manifest.version}`. Every number below is from the JSON files in this folder.",
+        f"Input sizes: {', '.join(f'{size_px} px' for size_px in manifest.sizes_px)}. Version `{manifest.version}`. "
+        "Every number below is from the JSON files in this folder.",
         "## How it was made",
-        _recipe(training, manifest),
+        _recipe(training),
         "## What it does",
         f"On {evaluation['images']:,} {evaluation['split']} images of {manifest.evaluation.data}, never trained or "
-        f"tuned on (`evaluation.json`); MACs with everything counted, gates and keys and values of idle patches too, "
-        f"against {full.dense_macs / 1e9:.3f} GMACs of the dense model:",
-        _table(evaluation),
-        f"*Gate accuracy* is how often a gate decides as the cosine label (threshold "
-        f"{evaluation['cosine_threshold']}) says, over gated layers. Reproduce with "
-        f"`python -m models.evaluate --checkpoint models/zoo/{manifest.name} --data DATA`.",
-        _loss(evaluation),
+        f"tuned on (`evaluation.json`; {evaluation['runtime']}). MACs with everything counted, gates and keys and "
+        f"values of idle patches too, against {full.dense_macs / 1e9:.3f} GMACs of the dense model at {full.size_px} "
+        f"px. That leaves out what nothing reads in the last layer; timm's own forward costs "
+        f"{100 * (full.timm_forward_macs / full.dense_macs - 1):.1f} % more for the same logits. Measure it as "
+        f"it is served with `python -m models.evaluate --bundle models/zoo/{manifest.name} --data DATA`. The frontier, "
+        "where no cheaper pair of input size and threshold is as accurate:",
+        _table(frontier(rows), rows, manifest),
+        f"At {full.size_px} px, every threshold:",
+        _table([row for row in rows if row["size_px"] == full.size_px], rows, manifest),
+        *(_rivals(results, figures) if results else []),
+        *(_short_runs(results["short_runs"], figures) if results else []),
+        *_pictures(figures),
         "## Presets",
-        _presets(manifest),
-        "Chosen on held-out *training* images (`calibration.json`): the gates never saw them, but the dense checkpoint "
-        "this model started from did, so accuracies there are higher than on test images; differences are what counts.",
+        _presets(manifest, rows),
+        "The cheapest points that lose, on held-out *training* images (`calibration.json`), at most "
+        + " and ".join(f"{100 * TOLERATED_LOSS[name]:g} points (`{name}`)" for name in ("balanced", "economy"))
+        + ".",
         "## Parity",
         _parity(parity),
         "## Limits",
-        "Made for small photographs of the classes it knows; anything else is answered with one of them all the same. "
-        "The backbone was never trained to have patches skipped and the gates' labels ignore the task, so accuracy "
-        "falls fast as more is skipped: a model to build on, not one to prefer over its dense self.",
+        "Made for small photographs of the classes it knows; anything else is answered with one of them all the same.",
         "## Licence and origin",
         f"{manifest.origin.licence}. {manifest.origin.weights}",
     ]
     return "\n\n".join(sections) + "\n"
 
 
-def _recipe(training: dict[str, Any], manifest: Manifest) -> str:
+def _recipe(training: dict[str, Any]) -> str:
     config = training["config"]
+    sizes = ", ".join(map(str, config["sizes_px"])) or "full size"
+    taught = f", taught by `{training['teacher']}`" if training["teacher"] else ""
     return (
-        f"Started from `{training['init']}`, which stays frozen. Then `python -m models.train --stage "
-        f"{config['stage']}`: each gate learns, by cross-entropy, whether its layer changes a patch (scaled cosine "
-        f"similarity below {config['cosine_threshold']}). {training['training_images']:,} training images, "
+        f"Started from `{training['init']}`{taught}. Then `python -m models.train --stage {config['stage']}`: "
+        f"{RECIPES[config['stage']].format(**config, sizes=sizes)} {training['training_images']:,} training images, "
         f"{config['epochs']} epochs, batch {config['batch_size']}, AdamW, learning rate {config['learning_rate']}, "
         f"seed {config['seed']}, {training['wall_s'] / 60:.0f} minutes on {training['device']} (`train.json`)."
     )
 
 
-def _table(evaluation: dict[str, Any]) -> str:
+def _table(shown: list[dict[str, Any]], rows: list[dict[str, Any]], manifest: Manifest) -> str:
+    dense = dense_row(rows, manifest.full.size_px)["top1"]
     lines = [
-        f"| score threshold | patches skipped (mean of {evaluation['patches']}) | MACs decrease "
-        "| top-1 | top-5 | gate accuracy |",
+        "| input | threshold | patches skipped (mean) | MACs decrease | top-1 | points lost to threshold 0 |",
         "|---|---|---|---|---|---|",
     ]
-    for row in evaluation["rows"]:
+    for row in shown:
         lines.append(
-            f"| {row['threshold']:g} | {row['skipped_patches']:.1f} | {100 * (1 - row['macs_ratio']):.1f} % "
-            f"| {100 * row['top1']:.2f} % | {100 * row['top5']:.2f} % | {100 * row['gate_accuracy']:.1f} % |"
+            f"| {row['size_px']} px | {row['threshold']:g} | {row['skipped_patches']:.1f} of "
+            f"{manifest.graph(row['size_px']).patches} | {100 * (1 - row['macs_ratio']):.1f} % "
+            f"| {100 * row['top1']:.2f} % | {100 * (dense - row['top1']):.2f} |"
         )
     return "\n".join(lines)
 
 
-def _loss(evaluation: dict[str, Any]) -> str:
-    dense = evaluation["rows"][0]["top1"]
-    worse = [row for row in evaluation["rows"] if 0.1 <= 1 - row["macs_ratio"] <= 0.5]
-    spans = "; ".join(
-        f"{100 * (dense - row['top1']):.1f} points at {100 * (1 - row['macs_ratio']):.0f} % fewer MACs" for row in worse
-    )
-    return f"Lost against computing everything: {spans or 'no row saves between 10 and 50 % of the MACs'}."
-
-
-def _presets(manifest: Manifest) -> str:
+def _presets(manifest: Manifest, rows: list[dict[str, Any]]) -> str:
     points = {(point.size_px, point.threshold): point for point in manifest.calibration}
-    lines = ["| preset | input | threshold | mean MACs | calibration accuracy |", "|---|---|---|---|---|"]
+    measured = {(row["size_px"], row["threshold"]): f"{100 * row['top1']:.2f} %" for row in rows}
+    lines = ["| preset | input | threshold | mean MACs | held-out top-1 | test top-1 |", "|---|---|---|---|---|---|"]
     for name, preset in manifest.presets.items():
         point = points[preset.size_px, preset.threshold]
         lines.append(
             f"| `{name}` | {preset.size_px} px | {preset.threshold:g} | {100 * point.macs_ratio.mean:.1f} % "
-            f"| {100 * point.accuracy:.2f} % |"
+            f"| {100 * point.accuracy:.2f} % | {measured.get((preset.size_px, preset.threshold), 'not measured')} |"
         )
     return "\n".join(lines)
 
@@ -103,3 +132,104 @@ def _parity(parity: dict[str, dict[str, Any]]) -> str:
             f"| {100 * figures['top1_agreement']:.2f} % | {100 * figures['identical_masks']:.2f} % |"
         )
     return "\n".join(lines)
+
+
+def _rivals(results: dict[str, Any], figures: Collection[str]) -> list[str]:
+    """What this checkpoint and every rival lose within each budget, and which of the goals that meets."""
+    budgets, dense = [100 * share for share in results["budgets"]], results["dense"]
+    reached = {method["name"]: method["reached"] for method in results["methods"]}
+    lines = ["| points lost within | " + " | ".join(f"{share:.0f} % of MACs" for share in budgets) + " |"]
+    lines += ["|" + "---|" * (len(budgets) + 1)]
+    for method in results["methods"]:
+        lines.append(f"| {method['what']} | " + " | ".join(map(_lost, method["reached"])) + " |")
+    picture = ["![Accuracy against cost](figures/frontier.png)"] if "frontier.png" in figures else []
+    facts = [
+        f"- Dense: {100 * dense['top1']:.2f} % of {100 * results['goal_top1']:.1f} % wanted "
+        f"({_verdict(dense['top1'] >= results['goal_top1'])}).",
+        *(f"- {_goals(name, goals, reached[name], budgets)}" for name, goals in results["goals_lost_points"].items()),
+        *(f"- {_lead(reached, name, budgets)}" for name in ("resize_mixed", "tuned_mixed", "two_step_tuned")),
+        f"- {_first_choice(results['methods'], budgets)}",
+    ]
+    return [
+        "## Against its rivals",
+        f"Points of accuracy lost against a dense model trained alike at {dense['size_px']} px "
+        f"({100 * dense['top1']:.2f} %), on the same {results['images']:,} test images, with one standard error; in "
+        f"brackets the share of its MACs that was used (`results.json`). {METHOD_NOTES}",
+        "\n".join(lines),
+        "\n".join([*picture, *facts]),
+    ]
+
+
+def _lost(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "-"
+    error = f" ± {row['standard_error_points']:.1f}" if "standard_error_points" in row else ""
+    return f"{row['lost_points']:.2f}{error} ({100 * row['macs_ratio']:.0f} %)"
+
+
+def _goals(name: str, goals: list[float], reached: list[dict[str, Any] | None], budgets: list[float]) -> str:
+    parts = []
+    for goal, row, share in zip(goals, reached, budgets, strict=False):
+        met = _verdict(row is not None and row["lost_points"] <= goal)
+        lost = f"{row['lost_points']:.2f}" if row else "out of reach"
+        parts.append(f"{lost} of {goal:g} at {share:.0f} % ({met})")
+    what = "Best pair of size and threshold" if name == "joint" else "Threshold alone, at the full size"
+    return f"{what}, points lost of those allowed: {', '.join(parts)}."
+
+
+def _verdict(met: bool) -> str:
+    return "met" if met else "**not met**"
+
+
+def _lead(reached: dict[str, list[dict[str, Any] | None]], rival: str, budgets: list[float]) -> str:
+    """By how many points this checkpoint is ahead of a rival within each budget."""
+    names = {
+        "resize_mixed": "itself without skipping, images shared between sizes",
+        "tuned_mixed": "dense models of one size each, images shared between them",
+        "two_step_tuned": "two dense models in two steps",
+    }
+    pairs = [(a, b, share) for a, b, share in zip(reached["joint"], reached[rival], budgets, strict=True) if a and b]
+    leads = [(round(b["lost_points"] - a["lost_points"], 2), share) for a, b, share in pairs]
+    ahead = sum(lead > 0 for lead, _ in leads)
+    where = {0: "Behind", len(leads): "Ahead of"}.get(ahead, f"Ahead at {ahead} of {len(leads)} budgets against")
+    return (
+        f"{where} {names[rival]}: " + ", ".join(f"{lead:+.2f} points at {share:.0f} %" for lead, share in leads) + "."
+    )
+
+
+def _first_choice(methods: list[dict[str, Any]], budgets: list[float]) -> str:
+    """Which method loses least within each budget."""
+    least = []
+    for i in range(len(budgets)):
+        found = [(method["reached"][i]["lost_points"], method["what"]) for method in methods if method["reached"][i]]
+        least.append(min(found)[1] if found else "none")
+    if len(set(least)) == 1:
+        return f"Least is lost, at every budget, by {least[0]}."
+    where = (f"{what} at {share:.0f} %" for what, share in zip(least, budgets, strict=True))
+    return f"Least is lost by {', '.join(where)}."
+
+
+def _short_runs(short: dict[str, Any], figures: Collection[str]) -> list[str]:
+    error, start = short["standard_error_points"], short["start"]
+    training = short["runs"][0]["training"]
+    shares = " | ".join(f"at {100 * share:.0f} % of MACs" for share in short["shares"])
+    lines = [f"| run | no patch skipped | {shares} |", "|" + "---|" * (len(short["shares"]) + 2)]
+    for run in short["runs"]:
+        cells = [run["points"][0]["top1"], *run["top1_at_shares"]]
+        lines.append(
+            f"| {run['what']} | " + " | ".join(f"{100 * top1:.1f} %" if top1 else "-" for top1 in cells) + " |"
+        )
+    return [
+        "## What was tried",
+        f"Short runs, {training['epochs']} epochs each from one dense start "
+        f"({100 * start['points'][0]['top1']:.1f} %), judged on {short['images']:,} held-out training images. One "
+        f"standard error is {error:.1f} points, so differences below {2 * error:.1f} say little. On the lines between "
+        "measured points:",
+        "\n".join(lines),
+        *(["![Short runs](figures/ablations.png)"] if "ablations.png" in figures else []),
+    ]
+
+
+def _pictures(figures: Collection[str]) -> list[str]:
+    shown = [f"![{what}](figures/{file})" for file, what in PICTURES.items() if file in figures]
+    return ["## What it skips", "\n".join(shown)] if shown else []

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from models.config import PrunedViTConfig
 from models.pruned_vit import PrunedViT, build
+from models.regularise import FACTORS
 
 WEIGHTS = "weights.safetensors"
 CONFIG = "config.json"
@@ -41,17 +42,21 @@ def load(folder: Path) -> PrunedViT:
     Raises:
         CheckpointError: a file is missing or broken.
     """
+    model = build(read_config(folder))
+    model.load_state_dict(_timm_to_model(read_weights(folder / WEIGHTS)))
+    return model.eval()
+
+
+def read_config(folder: Path) -> PrunedViTConfig:
+    """The config beside a checkpoint's weights; CheckpointError if it's missing or broken."""
     try:
-        config = PrunedViTConfig.from_json(json.loads((folder / CONFIG).read_text()))
+        return PrunedViTConfig.from_json(json.loads((folder / CONFIG).read_text()))
     except FileNotFoundError:
         raise CheckpointError(
             f"{folder / CONFIG} is missing: give a folder written by `python -m models.train`"
         ) from None
     except ValueError as error:
         raise CheckpointError(f"{folder / CONFIG} is not a model config ({error})") from None
-    model = build(config)
-    model.load_state_dict(_timm_to_model(read_weights(folder / WEIGHTS)))
-    return model.eval()
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
@@ -84,12 +89,13 @@ def initialise(model: PrunedViT, source: Path, *, gates: bool = True) -> list[st
         )
     wanted = {name for name in own if gates or not name.startswith("gates.")}
     tensors = {k: v for k, v in _timm_to_model(tensors).items() if k in wanted}
-    optional = ("vit.head", "gates.")
-    tensors = {k: v for k, v in tensors.items() if not k.startswith(optional) or v.shape == own[k].shape}
+
+    def optional(name: str) -> bool:
+        return name.startswith(("vit.head", "gates.")) or name.rpartition(".")[2] in FACTORS
+
+    tensors = {k: v for k, v in tensors.items() if not optional(k) or v.shape == own[k].shape}
     fresh = sorted(set(own) - set(tensors))
-    wrong = [k for k in fresh if not k.startswith(optional)] + [
-        k for k, v in tensors.items() if v.shape != own[k].shape
-    ]
+    wrong = [k for k in fresh if not optional(k)] + [k for k, v in tensors.items() if v.shape != own[k].shape]
     if wrong:
         raise CheckpointError(
             f"{source} doesn't fit {model.config.architecture}: {len(wrong)} tensors missing or misshapen, first "
@@ -122,4 +128,14 @@ def _timm_to_model(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name if name.startswith("gates.") else f"vit.{name}": tensor for name, tensor in tensors.items()}
 
 
-__all__ = ["CONFIG", "WEIGHTS", "CheckpointError", "at_size", "initialise", "load", "read_weights", "save"]
+__all__ = [
+    "CONFIG",
+    "WEIGHTS",
+    "CheckpointError",
+    "at_size",
+    "initialise",
+    "load",
+    "read_config",
+    "read_weights",
+    "save",
+]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 Attention = Literal["full_context", "kept_only"]
+Skips = Literal["layer", "mlp"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -20,7 +21,10 @@ class PrunedViTConfig:
     labels: tuple[str, ...]  # class names, in the order of the logits
     attention: Attention = "full_context"  # what kept patches attend to: all patches, or kept ones only
     gated_layers: tuple[int, ...] = ()  # layers with a gate, from 0; none: the plain dense model
+    gate: str = "mlp"  # what scores a patch: a name of `models.gates.GATES`
     gate_hidden: int = 64  # hidden width of a gate's MLP
+    skips: Skips = "layer"  # what an idle patch bypasses: the whole layer, or its MLP alone
+    scaled: tuple[str, ...] = ()  # names of `models.regularise.SCALINGS`; a scaled model has no sparse path
     mean: tuple[float, ...] = IMAGENET_MEAN  # per RGB channel, of values in [0, 1]
     std: tuple[float, ...] = IMAGENET_STD
 
@@ -41,17 +45,32 @@ class PrunedViTConfig:
 class TrainConfig:
     """One training run."""
 
-    stage: Literal["dense", "gates"]  # dense: fine-tune the plain ViT; gates: the gates alone, on cosine labels
+    stage: Literal["dense", "gates", "joint"]  # dense: the plain ViT; gates: gates alone on cosine labels; joint: both
     epochs: int = 1  # passes over the training images
     batch_size: int = 64  # images a step
-    learning_rate: float = 5e-4  # peak, after warm-up; of the head (dense) or of the gates (gates)
-    layer_decay: float = 0.75  # dense: each layer below the head learns this much slower than the one above
+    learning_rate: float = 5e-4  # peak, after warm-up; of the head (dense, joint) or of the gates (gates)
+    gate_learning_rate: float = 1e-3  # joint: peak of the gates
+    layer_decay: float = 0.75  # dense, joint: each layer below the head learns this much slower than the one above
     weight_decay: float = 0.05  # AdamW's
     warmup_ratio: float = 0.05  # share of all steps spent rising to the peak
-    label_smoothing: float = 0.1  # dense: of the class labels
-    drop_path: float = 0.05  # dense: stochastic depth of the last layer
+    label_smoothing: float = 0.1  # dense, joint: of the class labels
+    distillation: float = 0.5  # dense, joint, with --teacher: weight of its answers, against the labels' 1 - this
+    drop_path: float = 0.05  # dense, joint: stochastic depth of the last layer
+    sizes_px: tuple[int, ...] = ()  # dense, joint: input sizes, one drawn a step; empty: the model's own alone
+    merged: int = 0  # dense: patches merged a layer (ToMe)
+    diversity: float = 0.0  # joint: weight of the loss against alike patches before the last layer
+    threshold_max: float = 0.75  # joint: thresholds are drawn from 0 to this
+    dense_share: float = 0.25  # joint: share of each batch at threshold 0
+    budget_weight: float = 4.0  # joint: of (share skipped - threshold) squared
+    gate_noise: float = 1.0  # joint: scale of the logistic noise on gate logits at the start; 0 from half-way on
+    ramp_ratio: float = 0.2  # joint: share of all steps in which thresholds rise to their full range
     shift_px: int = 3  # random shift of the source image, in its own pixels
+    crop_min: float = 1.0  # smallest area share of a random crop; 1: no crop
+    colour: float = 0.0  # strength of random brightness, contrast and saturation
+    mixup: float = 0.0  # alpha of mixup; 0: none
+    cutmix: float = 0.0  # alpha of CutMix; 0: none
     cosine_threshold: float = 0.8  # gates: a patch more similar than this to its next layer is labelled skip
     holdout_ratio: float = 0.05  # share of the training images kept out, for validation and calibration
+    validate_every: int = 1  # epochs between looks at the images kept out; the last epoch always ends with one
     max_images: int = 0  # training images used, 0 for all
     seed: int = 0

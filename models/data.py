@@ -5,6 +5,7 @@ It knows no model; an image becomes the model's uint8 input through `models.prep
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,39 +15,18 @@ import numpy as np
 import torch
 from datasets.exceptions import DatasetsError
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
 from models.preprocessing import resize_crop, to_rgb
 
+MEMORY_LIMIT = 16 << 30  # bytes of decoded training images
 LABEL_COLUMNS = ("fine_label", "label", "labels")  # in order of preference: CIFAR-100 has fine and coarse labels
 
 
 class DataError(ValueError):
     """Data that can't be read as labelled images; the message says what to give instead."""
-
-
-@dataclass(frozen=True)
-class Augment:
-    """Random flip and shift, drawn from (seed, epoch, image) alone, so that a resumed run sees the same images."""
-
-    seed: int
-    epoch: int
-    shift_px: int  # in the source image's own pixels
-
-    def __call__(self, image: Image.Image, index: int) -> Image.Image:
-        rng = np.random.default_rng((self.seed, self.epoch, index))
-        pixels = np.asarray(image)
-        if rng.random() < 0.5:
-            pixels = pixels[:, ::-1]
-        if self.shift_px:
-            top, left = rng.integers(0, 2 * self.shift_px + 1, 2)
-            height, width, _ = pixels.shape
-            margin = (self.shift_px, self.shift_px)
-            padded = np.pad(pixels, (margin, margin, (0, 0)), mode="reflect")
-            pixels = padded[top : top + height, left : left + width]
-        return Image.fromarray(np.ascontiguousarray(pixels))
 
 
 @dataclass(frozen=True)
@@ -58,7 +38,6 @@ class LabelledImages(Dataset[Any]):
     label_column: str
     labels: tuple[str, ...]
     size_px: int
-    augment: Augment | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -69,17 +48,11 @@ class LabelledImages(Dataset[Any]):
         except OSError as error:  # Pillow's UnidentifiedImageError is one
             raise DataError(f"image {index} can't be decoded ({error}): remove or replace it") from None
         image = to_rgb(row[self.image_column])
-        if self.augment is not None:
-            image = self.augment(image, index)
         return torch.from_numpy(resize_crop(image, self.size_px).copy()), int(row[self.label_column])
 
     def select(self, indices: NDArray[np.int64]) -> LabelledImages:
         """The given rows, in the given order."""
         return replace(self, rows=self.rows.select(indices))
-
-    def augmented(self, augment: Augment) -> LabelledImages:
-        """The same rows, augmented."""
-        return replace(self, augment=augment)
 
     def batches(
         self, batch_size: int, order: NDArray[np.int64] | None = None, workers: int = 0
@@ -87,6 +60,50 @@ class LabelledImages(Dataset[Any]):
         """Batches of (uint8 (B, H, W, 3), int64 (B,)), in the given order or as they lie."""
         sampler = None if order is None else list(map(int, order))
         return DataLoader(self, batch_size=batch_size, sampler=sampler, num_workers=workers)
+
+
+@dataclass(frozen=True)
+class Images:
+    """A split decoded once, in memory: what training reads, epoch after epoch."""
+
+    pixels: Tensor  # (n, s, s, 3) uint8
+    labels: Tensor  # (n,) int64
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batches(self, batch_size: int, order: NDArray[np.int64] | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of (uint8 (B, s, s, 3), int64 (B,)), in the given order or as they lie."""
+        rows = torch.from_numpy(np.arange(len(self)) if order is None else order).to(self.labels.device)
+        for chosen in rows.split(batch_size):
+            yield self.pixels[chosen], self.labels[chosen]
+
+    def to(self, device: str) -> Images:
+        """The same images on a device."""
+        return Images(self.pixels.to(device), self.labels.to(device))
+
+
+def decode(images: LabelledImages, workers: int = 0) -> Images:
+    """Decode a split into memory, at `images.size_px`.
+
+    Raises:
+        DataError: it would take more than MEMORY_LIMIT bytes, or an image can't be decoded.
+    """
+    needed = len(images) * images.size_px**2 * 3
+    if needed > MEMORY_LIMIT:
+        raise DataError(f"{len(images)} images of {images.size_px} px take {needed >> 30} GiB: lower --max-images")
+    pixels = torch.empty(len(images), images.size_px, images.size_px, 3, dtype=torch.uint8)
+    labels, start = torch.empty(len(images), dtype=torch.int64), 0
+    for batch, names in tqdm(images.batches(256, workers=workers), desc="decode", leave=False, mininterval=2):
+        pixels[start : start + len(names)], labels[start : start + len(names)] = batch, names
+        start += len(names)
+    return Images(pixels, labels)
+
+
+def source_size(images: LabelledImages, size_px: int) -> int:
+    """The side to keep source images at: their own (the first one's), if that is smaller than a crop's worth."""
+    first = images.rows[0][images.image_column] if len(images) else None
+    return min(min(first.size), round(1.25 * size_px)) if first else size_px
 
 
 def load_images(source: str, split: str, size_px: int) -> LabelledImages:

@@ -1,10 +1,13 @@
-"""Evaluate a checkpoint on images it never saw: the write-up's table, one row a score threshold.
+"""Evaluate a checkpoint on images it never saw: one row for each pair of input size and score threshold.
 
-    python -m models.evaluate --checkpoint models/zoo/cifar100-vits14 --data DATA
+    python -m models.evaluate --checkpoint runs/joint --data DATA --sizes 112,84,56
+    python -m models.evaluate --bundle models/zoo/NAME --data DATA
 
-Columns: mean patches skipped (over images and gated layers), MACs saved against the dense model, top-1 and top-5
-accuracy, and how often the gates' decisions agree with the cosine labels, made from the same pruned forward's dense
-twin. Writes --out (JSON, per-layer figures too); the last line of the output is one JSON object.
+A checkpoint is run by torch, a bundle by the served engine (its graphs in ONNX Runtime). Columns: mean patches skipped
+(over images and gated layers), MACs saved against the dense model at the full size, top-1 and top-5 accuracy, and, for
+a checkpoint, how often the gates' decisions agree with the cosine labels of the dense forward. A star marks the
+frontier: rows that no cheaper one equals. Writes --out (JSON, per-layer figures too) and --predictions (NPZ, one answer
+for each image and row); the last line of the output is one JSON object.
 """
 
 from __future__ import annotations
@@ -12,52 +15,67 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
 from models import checkpoint
 from models.checkpoint import CheckpointError
 from models.data import DataError, LabelledImages, load_images, source_name, split_holdout
+from models.frontier import frontier
 from models.labels import keep_labels
-from models.macs import Shape, shape_of, used_macs
+from models.macs import shape_of, used_macs
 from models.preprocessing import normalise
-from models.pruned_vit import PrunedViT
+from models.pruned_vit import Execution, PrunedViT
 
-THRESHOLDS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0)
+# What is evaluated: pixels (B, S, S, 3) uint8, thresholds (B,) -> logits (B, classes), kept (B, L, P) bool.
+Answers = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+THRESHOLDS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8)
 
 
 class Tally:
-    """Running sums of one threshold's figures; `row` turns them into the table's row."""
+    """Running sums of one threshold's figures at one input size; `row` turns them into the table's row."""
 
-    def __init__(self, threshold: float, model: PrunedViT) -> None:
+    def __init__(self, threshold: float, model: PrunedViT, full_macs: int) -> None:
         self.threshold, self.shape, self.gated = threshold, shape_of(model), list(model.config.gated_layers)
-        self.images = self.top1 = self.top5 = 0
+        self.size_px, self.full_macs = model.config.image_size_px, full_macs
+        self.images = self.top1 = self.top5 = self.judged = 0
         self.macs: list[Tensor] = []
+        self.answers: list[Tensor] = []
+        self.probabilities: list[Tensor] = []
         self.kept = torch.zeros(model.layers, dtype=torch.float64)
         self.agree = torch.zeros(len(self.gated), dtype=torch.float64)
 
-    def add(self, logits: Tensor, kept: Tensor, labels: Tensor, keep: Tensor) -> None:
-        """Count a batch: logits (B, classes), kept (B, L, P), class labels (B,), keep labels (B, gated, P)."""
+    def add(self, logits: Tensor, kept: Tensor, labels: Tensor, keep: Tensor | None) -> None:
+        """Count a batch: logits (B, classes), kept (B, L, P), class labels (B,), keep labels (B, gated, P) if known."""
         best = logits.topk(min(5, logits.shape[1])).indices
         hits = best == labels[:, None]
         self.images += len(labels)
         self.top1 += int(hits[:, 0].sum())
         self.top5 += int(hits.sum())
         self.macs.append(used_macs(self.shape, kept))
+        self.answers.append(best[:, 0])
+        self.probabilities.append(logits.softmax(1).amax(1))
         self.kept += kept.double().mean(-1).sum(0)
-        self.agree += (kept[:, self.gated] == keep).double().mean(-1).sum(0)
+        if keep is not None:
+            self.judged += len(labels)
+            self.agree += (kept[:, self.gated] == keep).double().mean(-1).sum(0)
 
     def row(self) -> dict[str, Any]:
-        """The figures, rounded for the reader; `*_per_layer` follow the layers, or the gated layers."""
-        macs = torch.cat(self.macs).double() / self.shape.dense
+        """The figures, rounded for the reader; `keep_per_layer` has all layers, gate accuracies are of gated ones."""
+        macs = torch.cat(self.macs).double() / self.full_macs
         keep_share = self.kept / self.images
         skipped = (1 - keep_share[self.gated]) * self.shape.patches
+        agree = (self.agree / self.judged).tolist() if self.judged else []
         return {
+            "size_px": self.size_px,
             "threshold": self.threshold,
             "images": self.images,
             "skipped_patches": round(float(skipped.mean()), 2) if self.gated else 0.0,
@@ -66,9 +84,17 @@ class Tally:
             "macs_ratio_p90": round(float(macs.quantile(0.9)), 4),
             "top1": round(self.top1 / self.images, 4),
             "top5": round(self.top5 / self.images, 4),
-            "gate_accuracy": round(float((self.agree / self.images).mean()), 4) if self.gated else 1.0,
+            "gate_accuracy": round(sum(agree) / len(agree), 4) if agree else None,
             "keep_per_layer": [round(value, 4) for value in keep_share.tolist()],
-            "gate_accuracy_per_layer": [round(value, 4) for value in (self.agree / self.images).tolist()],
+            "gate_accuracy_per_layer": [round(value, 4) for value in agree],
+        }
+
+    def predictions(self) -> dict[str, NDArray[Any]]:
+        """Of each image: the answer (class index), its probability, and the share of the full dense MACs it took."""
+        return {
+            "answer": torch.cat(self.answers).numpy().astype(np.int16),
+            "probability": torch.cat(self.probabilities).numpy().astype(np.float32),
+            "macs_ratio": (torch.cat(self.macs).double() / self.full_macs).numpy().astype(np.float32),
         }
 
 
@@ -79,64 +105,94 @@ def evaluate(
     thresholds: tuple[float, ...],
     cosine_threshold: float,
     batch_size: int = 32,
-) -> list[dict[str, Any]]:
-    """Rows of the table, one a threshold, through the sparse path."""
-    tallies = [Tally(threshold, model) for threshold in thresholds]
-    device = next(model.parameters()).device
-    for pixels, labels in tqdm(images.batches(batch_size), desc="evaluate", unit="batch", mininterval=2):
-        x = normalise(pixels.to(device), model.config.mean, model.config.std)
-        keep = cosine_labels(model, x, cosine_threshold).cpu()
+    *,
+    full_macs: int | None = None,
+    workers: int = 0,
+    served: Answers | None = None,
+) -> list[Tally]:
+    """Figures of one model at its own input size, one tally a threshold, through torch's sparse path.
+
+    With `served` that answers instead: `model` gives the costs alone, and its gates aren't judged.
+    """
+    tallies = [Tally(threshold, model, full_macs or shape_of(model).dense) for threshold in thresholds]
+    device, title = next(model.parameters()).device, f"{model.config.image_size_px} px"
+    answers = served or sparse_answers(model)
+    for batch, labels in tqdm(images.batches(batch_size, workers=workers), desc=title, unit="batch", mininterval=2):
+        pixels = batch.to(device)
+        keep = None if served or not model.config.gated_layers else cosine_labels(model, pixels, cosine_threshold)
         for tally in tallies:
-            out = model(x, torch.full((len(x),), tally.threshold, device=device), "sparse")
-            tally.add(out.logits.cpu(), out.kept.cpu(), labels, keep)
-    return [tally.row() for tally in tallies]
+            logits, kept = answers(pixels, torch.full((len(pixels),), tally.threshold, device=device))
+            tally.add(logits.cpu(), kept.cpu(), labels, keep)
+    return tallies
 
 
-def cosine_labels(model: PrunedViT, x: Tensor, cosine_threshold: float) -> Tensor:
-    """The labels of the gated layers on the dense trajectory: normalised images -> (B, gated, P) bool."""
-    prefix, hidden = model.vit.num_prefix_tokens, model.trajectory(x).hidden
+def sparse_answers(model: PrunedViT) -> Answers:
+    """A model's own, through the sparse path."""
+
+    execution: Execution = "masked" if model.config.scaled else "sparse"
+
+    def answers(pixels: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
+        out = model(
+            normalise(pixels, model.config.mean, model.config.std),
+            threshold,
+            execution,
+        )
+        return out.logits, out.kept
+
+    return answers
+
+
+def cosine_labels(model: PrunedViT, pixels: Tensor, cosine_threshold: float) -> Tensor:
+    """The labels of the gated layers on the dense trajectory: uint8 images -> (B, gated, P) bool, on the CPU."""
+    prefix = model.vit.num_prefix_tokens
+    hidden = model.trajectory(normalise(pixels, model.config.mean, model.config.std)).hidden
     pairs = [(hidden[i][:, prefix:], hidden[i + 1][:, prefix:]) for i in model.config.gated_layers]
-    if not pairs:
-        return torch.ones(len(x), 0, model.patches, dtype=torch.bool)
-    return torch.stack([keep_labels(before, after, cosine_threshold) for before, after in pairs], 1)
+    return torch.stack([keep_labels(before, after, cosine_threshold) for before, after in pairs], 1).cpu()
 
 
-def table(rows: list[dict[str, Any]], shape: Shape) -> str:
+def table(rows: list[dict[str, Any]]) -> str:
     """The rows for a person."""
-    skipped = f"skipped of {shape.patches}"
-    head = f"{'threshold':>9} {skipped:>14} {'MACs decrease':>13} {'top-1':>7} {'top-5':>7} {'gate accuracy':>13}"
+    best = frontier(rows)
+    head = f"{'px':>4} {'threshold':>9} {'skipped':>8} {'MACs decrease':>13} {'top-1':>8} {'top-5':>8} {'gates':>7}"
     lines = [
-        f"{row['threshold']:9.2f} {row['skipped_patches']:14.1f} {100 * (1 - row['macs_ratio']):11.1f} % "
-        f"{100 * row['top1']:6.2f}% {100 * row['top5']:6.2f}% {100 * row['gate_accuracy']:12.1f}%"
+        f"{row['size_px']:4} {row['threshold']:9.2f} {row['skipped_patches']:8.1f} "
+        f"{100 * (1 - row['macs_ratio']):11.1f} % {100 * row['top1']:6.2f} % {100 * row['top5']:6.2f} % "
+        + ("      -" if row["gate_accuracy"] is None else f"{100 * row['gate_accuracy']:5.1f} %")
+        + (" *" if row in best else "")
         for row in rows
     ]
-    return "\n".join([head, *lines])
+    return "\n".join([head, *lines, "* no cheaper row is as accurate; gates: agreement with the cosine labels"])
 
 
 def layer_table(rows: list[dict[str, Any]], gated_layers: tuple[int, ...]) -> str:
-    """Each gated layer's kept share and gate accuracy, in percent, for a person."""
-    lines = ["per gated layer, kept % / gate accuracy %", " " * 9 + "".join(f"{layer:>9}" for layer in gated_layers)]
+    """Each gated layer's kept share, and gate accuracy where it is known, in percent, for a person."""
+    lines = ["per gated layer, kept % / gate accuracy %", " " * 14 + "".join(f"{layer:>9}" for layer in gated_layers)]
     for row in rows:
-        pairs = zip(gated_layers, row["gate_accuracy_per_layer"], strict=True)
-        cells = (f"{100 * row['keep_per_layer'][layer]:.0f}/{100 * accuracy:.0f}" for layer, accuracy in pairs)
-        lines.append(f"{row['threshold']:9.2f}" + "".join(f"{cell:>9}" for cell in cells))
+        cells = [f"{100 * row['keep_per_layer'][layer]:.0f}" for layer in gated_layers]
+        for i, accuracy in enumerate(row["gate_accuracy_per_layer"]):
+            cells[i] += f"/{100 * accuracy:.0f}"
+        lines.append(f"{row['size_px']:4} {row['threshold']:9.2f}" + "".join(f"{cell:>9}" for cell in cells))
     return "\n".join(lines)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", "--bundle", type=Path, required=True, help="checkpoint folder or model bundle")
+    subject = parser.add_mutually_exclusive_group(required=True)
+    subject.add_argument("--checkpoint", type=Path, help="checkpoint folder (or bundle), run by torch")
+    subject.add_argument("--bundle", type=Path, help="model bundle, run as it is served")
     parser.add_argument("--data", required=True, help="folder of parquet files, image folder or hub name")
     parser.add_argument("--split", choices=["test", "heldout"], default="test", help="heldout: of the training images")
     parser.add_argument("--holdout-ratio", type=float, default=0.05, help="as in training, for --split heldout")
-    parser.add_argument("--image-size", type=int, help="side of the input, px; default: the model's own")
+    parser.add_argument("--sizes", default="", help="input sizes, px, comma-separated; default: own, or the bundle's")
     parser.add_argument("--max-images", type=int, default=0, help="0: all")
     parser.add_argument("--thresholds", default=",".join(map(str, THRESHOLDS)))
     parser.add_argument("--cosine-threshold", type=float, default=0.8, help="of the labels the gates are judged by")
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch's")
+    parser.add_argument("--workers", type=int, default=0, help="processes that decode images; 0: none of their own")
     parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--predictions", type=Path, help="NPZ file to write: every image's answer in every row")
     return parser.parse_args(argv)
 
 
@@ -147,46 +203,72 @@ def load_split(data: str, split: str, size_px: int, holdout: float) -> LabelledI
     return split_holdout(load_images(data, "train", size_px), holdout)[1]
 
 
-def measure(options: argparse.Namespace) -> tuple[dict[str, Any], Shape]:
-    """Evaluate what the options name; the result as it is written to --out, and the model's shape."""
+def measure(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Evaluate what the options name: the result as it is written to --out, and every image's answers."""
     thresholds = tuple(float(value) for value in options.thresholds.split(","))
-    model = checkpoint.load(options.checkpoint)
-    model = checkpoint.at_size(model, options.image_size or model.config.image_size_px).to(options.device)
-    images = load_split(options.data, options.split, model.config.image_size_px, options.holdout_ratio)
-    if images.labels != model.config.labels:
-        raise DataError(f"{options.data} has other classes than the model: {images.labels[:3]} ...")
-    if options.max_images:
-        images = images.select(np.arange(min(options.max_images, len(images))))
-    rows = evaluate(model, images, thresholds, options.cosine_threshold, options.batch_size)
-    shape = shape_of(model)
+    trained = checkpoint.load(options.bundle or options.checkpoint)
+    sizes: tuple[int, ...] = (trained.config.image_size_px,)
+    served, device = None, options.device
+    runtime = f"torch {torch.__version__.split('+')[0]}, float32, sparse path"
+    if options.bundle:
+        from export.served import open_bundle  # here alone, for rooms apart: whoever trains needs no ONNX Runtime
+
+        (sizes, served, runtime), device = open_bundle(options.bundle), "cpu"
+    full = shape_of(trained)
+    tallies, labels, count = [], np.zeros(0, np.int16), 0
+    for size_px in [int(size) for size in options.sizes.split(",") if size] or sizes:
+        model = checkpoint.at_size(trained, size_px).to(device)
+        images = load_split(options.data, options.split, size_px, options.holdout_ratio)
+        if images.labels != model.config.labels:
+            raise DataError(f"{options.data} has other classes than the model: {images.labels[:3]} ...")
+        if options.max_images:
+            images = images.select(np.arange(min(options.max_images, len(images))))
+        count, labels = len(images), np.asarray(images.rows[images.label_column], np.int16)
+        tallies += evaluate(
+            model,
+            images,
+            thresholds,
+            options.cosine_threshold,
+            options.batch_size,
+            full_macs=full.dense,
+            workers=options.workers,
+            served=served,
+        )
     result = {
         "data": source_name(options.data),
         "split": options.split,
-        "image_size_px": model.config.image_size_px,
-        "images": len(images),
-        "attention": model.config.attention,
+        "images": count,
+        "image_size_px": trained.config.image_size_px,
+        "attention": trained.config.attention,
+        "gated_layers": list(trained.config.gated_layers),
         "cosine_threshold": options.cosine_threshold,
-        "patches": shape.patches,
-        "dense_macs": shape.dense,
-        "device": options.device,
-        "torch": torch.__version__.split("+")[0],
-        "rows": rows,
+        "patches": full.patches,
+        "dense_macs": full.dense,
+        "timm_forward_macs": full.timm_forward,
+        "device": device,
+        "runtime": runtime,
+        "rows": [tally.row() for tally in tallies],
     }
-    return result, shape
+    found = [tally.predictions() for tally in tallies]
+    predictions = {name: np.stack([each[name] for each in found]) for name in found[0]}  # (rows, images)
+    points = np.array([(tally.size_px, tally.threshold) for tally in tallies])
+    return result, predictions | {"label": labels, "point": points}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; 2 with one clear line for input that can't be used."""
     options = parse(argv)
     try:
-        result, shape = measure(options)
+        result, predictions = measure(options)
     except (DataError, CheckpointError, ValueError) as error:
         print(f"models.evaluate: {error}", file=sys.stderr)
         return 2
-    print(table(result["rows"], shape))
-    print(layer_table(result["rows"], shape.gated_layers))
+    print(table(result["rows"]))
+    print(layer_table(result["rows"], tuple(result["gated_layers"])))
     if options.out:
         options.out.write_text(json.dumps(result, indent=1) + "\n")
+    if options.predictions:
+        np.savez_compressed(options.predictions, allow_pickle=False, **predictions)
     print(json.dumps(result))
     return 0
 

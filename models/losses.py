@@ -6,11 +6,31 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def task_loss(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-    """Cross-entropy of logits (B, classes) against labels (B,) int64, with label smoothing; a scalar, nats."""
-    return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+def task_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of logits (B, classes) against target shares (B, classes); a scalar, nats."""
+    return F.cross_entropy(logits.float(), targets)
+
+
+def distillation_loss(logits: Tensor, teacher: Tensor) -> Tensor:
+    """Cross-entropy of logits against a teacher's answers (B, classes) logits: 1503.02531 at temperature 1; nats."""
+    return F.cross_entropy(logits.float(), teacher.float().softmax(1))
 
 
 def gate_loss(gate_logits: Tensor, keep: Tensor) -> Tensor:
     """Binary cross-entropy of gate logits (...) against keep labels (...) bool; a scalar, nats."""
     return F.binary_cross_entropy_with_logits(gate_logits.float(), keep.float())
+
+
+def budget_loss(kept: Tensor, threshold: Tensor, groups: int) -> Tensor:
+    """How far the share of patches skipped is from the threshold, squared: what makes a threshold mean that share.
+
+    The share is that of a whole group of images and all gated layers, never of one image or one layer: easy images may
+    spend less than hard ones, and layers find their own shares.
+
+    Args:
+        kept: (B, gated, P) float in [0, 1], differentiable.
+        threshold: (B,) float; images of a group are neighbours and have one threshold.
+        groups: into how many equal groups the B images fall.
+    """
+    share = kept.float().mean((1, 2)).reshape(groups, -1).mean(1)
+    return (share - (1 - threshold.reshape(groups, -1)[:, 0])).square().mean()

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.config import Attention
+from models.backbone import reads_prefix_only
+from models.config import Attention, Skips
+from models.gates import Gate
 from models.pruned_vit import PrunedViT
 
 
@@ -39,9 +41,11 @@ class Shape:
     patches: int
     patch_values: int  # channels * height * width of one patch
     classes: int
-    gate_hidden: int
+    gate: int  # MACs of one layer's gate
     gated_layers: tuple[int, ...]
     attention: Attention
+    skips: Skips
+    last_reads_prefix: bool  # the head reads no patch, so a last layer without a gate computes none
 
     @property
     def fixed(self) -> int:
@@ -50,7 +54,12 @@ class Shape:
 
     @property
     def dense(self) -> int:
-        """MACs of the plain model: no gates, every token computed."""
+        """MACs of the plain model: no gates, every token computed but those of the last layer that nothing reads."""
+        return self.timm_forward - (self._unread_macs() if self.last_reads_prefix else 0)
+
+    @property
+    def timm_forward(self) -> int:
+        """MACs of timm's own forward, which also computes what nothing reads in the last layer."""
         tokens = self.prefix + self.patches
         layer = tokens * self._token_macs() + 2 * tokens * tokens * self.width
         return self.fixed + self.layers * layer
@@ -58,34 +67,50 @@ class Shape:
     def layer(self, index: int) -> LayerMacs:
         """One layer's cost as a polynomial in its kept patches."""
         C, tokens, prefix = self.width, self.prefix + self.patches, self.prefix
-        gate = self.patches * (C + 1) * self.gate_hidden if index in self.gated_layers else 0
-        if self.attention == "kept_only":
+        gated = index in self.gated_layers
+        gate = self.gate if gated else 0
+        keys_values = tokens * 2 * C * C
+        query = self._query_macs()
+        if not gated and index == self.layers - 1 and self.last_reads_prefix:
+            return LayerMacs(keys_values + prefix * query, 0, 0)
+        if gated and self.skips == "mlp":
+            mlp = 2 * C * self.mlp_hidden
+            return LayerMacs(gate + keys_values + tokens * (query - mlp) + prefix * mlp, mlp, 0)
+        if gated and self.attention == "kept_only":
             # (prefix + k) tokens through everything, and (prefix + k)^2 in each of two attention products
             token, pair = self._token_macs(), 2 * C
             return LayerMacs(gate + prefix * token + prefix**2 * pair, token + 2 * prefix * pair, pair)
-        keys_values = tokens * 2 * C * C
-        query = self._token_macs() - 2 * C * C + 2 * tokens * C  # Q, proj, MLP, and a row of both products
         return LayerMacs(gate + keys_values + prefix * query, query, 0)
+
+    def _query_macs(self) -> int:
+        """What a token costs beyond its key and value: Q, proj, MLP, and a row of both attention products."""
+        return self._token_macs() - 2 * self.width**2 + 2 * (self.prefix + self.patches) * self.width
+
+    def _unread_macs(self) -> int:
+        return self.patches * self._query_macs()
 
     def _token_macs(self) -> int:
         return 4 * self.width**2 + 2 * self.width * self.mlp_hidden  # QKV and proj, MLP
 
 
-def shape_of(model: PrunedViT) -> Shape:
-    """The shape of a PrunedViT."""
+def shape_of(model: PrunedViT, patches: int | None = None) -> Shape:
+    """The shape of a PrunedViT, at its own input size or at another one's number of patches."""
     vit, config = model.vit, model.config
-    block = vit.blocks[0]
+    block, patches = vit.blocks[0], patches or int(vit.patch_embed.num_patches)
+    gates = [gate for gate in model.gates.values() if isinstance(gate, Gate)]
     return Shape(
         layers=len(vit.blocks),
         width=vit.embed_dim,
         mlp_hidden=block.mlp.fc1.out_features,
         prefix=vit.num_prefix_tokens,
-        patches=vit.patch_embed.num_patches,
+        patches=patches,
         patch_values=vit.patch_embed.proj.weight[0].numel(),
         classes=len(config.labels),
-        gate_hidden=config.gate_hidden,
+        gate=gates[0].macs(patches, vit.embed_dim) if gates else 0,
         gated_layers=config.gated_layers,
         attention=config.attention,
+        skips=config.skips,
+        last_reads_prefix=reads_prefix_only(vit),
     )
 
 

@@ -1,11 +1,13 @@
 """Any timm VisionTransformer with a gate in some of its layers.
 
 Two execution paths with one meaning. `masked` computes every token and discards what was skipped: the reference, and
-what training uses. `sparse` computes kept tokens only: what serving uses. It knows no thresholds' origin, no data.
+what training uses. `sparse` computes kept tokens only: what serving uses. A last layer without a gate computes only
+the tokens that the head reads, which is exact. It knows no thresholds' origin, no data.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import timm
@@ -14,11 +16,19 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from models.backbone import reads_prefix_only
 from models.config import Attention, PrunedViTConfig
-from models.gates import MLPGate
+from models.gates import build_gate
+from models.regularise import SCALINGS
 from models.selection import Packing, keep_patches, keep_tokens, pack
 
 Execution = Literal["masked", "sparse"]
+Decide = Callable[[Tensor, Tensor], Tensor]  # gate logits (B, P), thresholds (B,) -> kept (B, P)
+
+
+def by_score(logits: Tensor, threshold: Tensor) -> Tensor:
+    """The rule of inference: keep a patch whose score, the sigmoid of its logit, is above its image's threshold."""
+    return keep_patches(logits.sigmoid(), threshold)
 
 
 class UnsupportedModel(ValueError):
@@ -30,7 +40,7 @@ class PrunedOutput(NamedTuple):
 
     logits: Tensor  # (B, classes) float
     scores: Tensor  # (B, L, P) float in [0, 1]
-    kept: Tensor  # (B, L, P) bool
+    kept: Tensor  # (B, L, P) bool; float where `decide` gives that
 
 
 class Trajectory(NamedTuple):
@@ -50,7 +60,12 @@ class PrunedViT(nn.Module):
             raise ValueError(f"gated_layers {config.gated_layers}: the model has layers 0 to {len(vit.blocks) - 1}")
         self.config = config
         self.vit = vit
-        self.gates = nn.ModuleDict({str(i): MLPGate(vit.embed_dim, config.gate_hidden) for i in config.gated_layers})
+        self.gates = nn.ModuleDict(
+            {str(i): build_gate(config.gate, vit.embed_dim, config.gate_hidden) for i in config.gated_layers}
+        )
+
+        for name in config.scaled:
+            SCALINGS[name](vit)
 
     @property
     def layers(self) -> int:
@@ -64,36 +79,48 @@ class PrunedViT(nn.Module):
 
     def embed(self, images: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W) -> tokens (B, N, C), before the first layer."""
+        images = images.to(self.vit.patch_embed.proj.weight.dtype)
         x = self.vit._pos_embed(self.vit.patch_embed(images))
         return self.vit.norm_pre(self.vit.patch_drop(x))
 
     def head(self, x: Tensor) -> Tensor:
-        """Tokens after the last layer (B, N, C) -> logits (B, classes)."""
+        """Tokens after the last layer (B, N, C), or its prefix tokens alone -> logits (B, classes)."""
         return self.vit.forward_head(self.vit.norm(x))
 
-    def gate_logits(self, layer: int, x: Tensor) -> Tensor:
-        """The gate's logits (B, P) for a gated layer's input tokens (B, N, C)."""
-        return self.gates[str(layer)](x, self.vit.num_prefix_tokens)
+    def gate_logits(self, layer: int, x: Tensor, normed: Tensor | None = None) -> Tensor:
+        """The gate's logits (B, P) for a gated layer's input tokens (B, N, C); `normed` saves computing them again."""
+        block = self.vit.blocks[layer]
+        normed = block.norm1(x) if normed is None else normed
+        return self.gates[str(layer)](block, x, normed, self.vit.num_prefix_tokens)
 
-    def forward(self, images: Tensor, threshold: Tensor, execution: Execution = "masked") -> PrunedOutput:
+    def forward(
+        self, images: Tensor, threshold: Tensor, execution: Execution = "masked", decide: Decide = by_score
+    ) -> PrunedOutput:
         """Classify with each image's own score threshold.
 
         Args:
             images: (B, 3, H, W) float, normalised.
             threshold: (B,) float in [0, 1].
             execution: `masked` or `sparse`; the outputs are the same up to rounding. `sparse` is for inference.
+            decide: which patches to keep; training gives a differentiable rule, for `masked` alone.
         """
+        if execution == "sparse" and self.config.scaled:
+            raise UnsupportedModel(f"a model with scaled {' and '.join(self.config.scaled)} has no sparse path")
         run = masked_block if execution == "masked" else sparse_block
+        prefix = self.vit.num_prefix_tokens
         x = self.embed(images)
-        everything = torch.ones_like(x[:, self.vit.num_prefix_tokens :, 0])  # (B, P)
+        everything = torch.ones_like(x[:, prefix:, 0])  # (B, P)
         all_scores, all_kept = [], []
         for layer, block in enumerate(self.vit.blocks):
+            scores, kept = everything, everything > 0
             if layer in self.config.gated_layers:
-                scores = self.gate_logits(layer, x).sigmoid()
-                kept = keep_patches(scores, threshold)
-                x = run(block, x, keep_tokens(kept, self.vit.num_prefix_tokens), self.config.attention)
+                normed = block.norm1(x)
+                logits = self.gate_logits(layer, x, normed)
+                scores, kept = logits.sigmoid(), decide(logits, threshold)
+                x = run(block, x, normed, keep_tokens(kept, prefix), self.config)
+            elif layer == self.layers - 1 and reads_prefix_only(self.vit):
+                x = prefix_block(block, x, prefix)
             else:
-                scores, kept = everything, everything > 0
                 x = block(x)
             all_scores.append(scores)
             all_kept.append(kept)
@@ -107,57 +134,86 @@ class PrunedViT(nn.Module):
         return Trajectory(self.head(hidden[-1]), tuple(hidden))
 
 
-def masked_block(block: Block, x: Tensor, keep: Tensor, attention: Attention) -> Tensor:
-    """One layer on all tokens, then the idle ones are put back: x (B, N, C), keep (B, N) bool -> (B, N, C)."""
-    keys = keep[:, None, None, :] if attention == "kept_only" else None  # (B, 1, 1, N)
-    return torch.where(keep[..., None], block(x, attn_mask=keys), x)
+def masked_block(block: Block, x: Tensor, normed: Tensor, keep: Tensor, config: PrunedViTConfig) -> Tensor:
+    """One layer on all tokens, then the idle ones are put back: x, normed (B, N, C), keep (B, N) -> (B, N, C).
+
+    A float `keep` of zeros and ones carries the gradient of a straight-through gate.
+    """
+    keys = (keep > 0.5)[:, None, None, :] if config.attention == "kept_only" else None  # (B, 1, 1, N)
+    mixed = x + block.drop_path1(block.ls1(block.attn(normed, attn_mask=keys)))
+    idle = mixed if config.skips == "mlp" else x
+    after = mixed + block.drop_path2(block.ls2(block.mlp(block.norm2(mixed))))
+    if keep.dtype == torch.bool:
+        return torch.where(keep[..., None], after, idle)
+    return idle + keep[..., None].to(x.dtype) * (after - idle)
 
 
-def sparse_block(block: Block, x: Tensor, keep: Tensor, attention: Attention) -> Tensor:
+def sparse_block(block: Block, x: Tensor, normed: Tensor, keep: Tensor, config: PrunedViTConfig) -> Tensor:
     """One layer on kept tokens only; evaluation mode. Idle tokens still give keys and values in `full_context`.
 
-    x (B, N, C) float, keep (B, N) bool -> (B, N, C). One gather of kept tokens, one scatter of their new values.
+    x, normed (B, N, C) float, keep (B, N) bool -> (B, N, C). One gather of kept tokens, one scatter of new values.
     """
     B, N, C = x.shape
-    rows = x.reshape(B * N, C)
     packing = pack(keep)
-    kept_rows = rows.index_select(0, packing.rows)  # (M, C)
-    mixed = _attend(block, rows, kept_rows, packing, attention)  # (M, C)
-    kept_rows = kept_rows + block.ls1(mixed)
+    if config.skips == "mlp":
+        rows = (x + block.ls1(block.attn(normed))).reshape(B * N, C)
+        kept_rows = rows.index_select(0, packing.rows)  # (M, C)
+    else:
+        rows = x.reshape(B * N, C)
+        mixed = _attend(block, normed.reshape(B * N, C), packing, config.attention)  # (M, C)
+        kept_rows = rows.index_select(0, packing.rows) + block.ls1(mixed)
     kept_rows = kept_rows + block.ls2(block.mlp(block.norm2(kept_rows)))
     return rows.index_put((packing.rows,), kept_rows).reshape(B, N, C)
 
 
-def _attend(block: Block, rows: Tensor, kept_rows: Tensor, packing: Packing, attention: Attention) -> Tensor:
-    """Attention of kept queries, images apart: rows (B * N, C), kept_rows (M, C) -> projected output (M, C)."""
+def prefix_block(block: Block, x: Tensor, prefix: int) -> Tensor:
+    """One layer, exactly, for the prefix tokens alone; patches are context: x (B, N, C) -> (B, prefix, C)."""
+    B, N, C = x.shape
+    attn, normed = block.attn, block.norm1(x)
+    query = _project(attn.qkv, normed[:, :prefix], 0, C)
+    key, value = (_project(attn.qkv, normed, i * C, (i + 1) * C) for i in (1, 2))
+    query, key, value = (
+        t.reshape(B, -1, attn.num_heads, attn.head_dim).transpose(1, 2) for t in (query, key, value)
+    )  # (B, h, prefix or N, d)
+    mixed = F.scaled_dot_product_attention(attn.q_norm(query), attn.k_norm(key), value)
+    mixed = attn.proj(attn.norm(mixed.transpose(1, 2).reshape(B, prefix, C)))
+    x = x[:, :prefix] + block.drop_path1(block.ls1(mixed))
+    return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+
+
+def _project(linear: nn.Linear, x: Tensor, start: int, end: int) -> Tensor:
+    """Rows `start` to `end` of a linear layer alone."""
+    return F.linear(x, linear.weight[start:end], None if linear.bias is None else linear.bias[start:end])
+
+
+def _attend(block: Block, normed: Tensor, packing: Packing, attention: Attention) -> Tensor:
+    """Attention of kept queries, images apart: normed rows (B * N, C) -> projected output (M, C)."""
     attn = block.attn
     B, K = packing.source.shape
     C = attn.attn_dim
-    weight, bias = attn.qkv.weight, attn.qkv.bias
-    normed = block.norm1(kept_rows)
-
-    def project(x: Tensor, start: int, end: int) -> Tensor:
-        return F.linear(x, weight[start:end], None if bias is None else bias[start:end])
+    kept_rows = normed.index_select(0, packing.rows)
 
     def heads(x: Tensor, length: int) -> Tensor:
         return x.reshape(B, length, attn.num_heads, attn.head_dim).transpose(1, 2)  # (B, h, length, d)
 
-    query = heads(project(normed, 0, C).index_select(0, packing.source.flatten()), K)
+    query = heads(_project(attn.qkv, kept_rows, 0, C).index_select(0, packing.source.flatten()), K)
     if attention == "full_context":
-        N = rows.shape[0] // B
-        context, visible = block.norm1(rows), None
-        key, value = (heads(project(context, i * C, (i + 1) * C), N) for i in (1, 2))
+        N, visible = normed.shape[0] // B, None
+        key, value = (heads(_project(attn.qkv, normed, i * C, (i + 1) * C), N) for i in (1, 2))
     else:
         padded = packing.source.flatten()
-        key, value = (heads(project(normed, i * C, (i + 1) * C).index_select(0, padded), K) for i in (1, 2))
-        visible = (torch.arange(K, device=rows.device) < packing.counts[:, None])[:, None, None]  # (B, 1, 1, K)
+        key, value = (
+            heads(_project(attn.qkv, kept_rows, i * C, (i + 1) * C).index_select(0, padded), K) for i in (1, 2)
+        )
+        visible = torch.arange(K, device=normed.device) < packing.counts[:, None]  # (B, K)
+        visible = visible[:, None, None].expand(B, 1, K, K)  # spelt out for torch.export, which can't guess it
     mixed = F.scaled_dot_product_attention(attn.q_norm(query), attn.k_norm(key), value, attn_mask=visible)
     mixed = mixed.transpose(1, 2).reshape(B * K, C).index_select(0, packing.slots)  # (M, C)
     return attn.proj(attn.norm(mixed))
 
 
-def build(config: PrunedViTConfig, *, drop_path: float = 0.0) -> PrunedViT:
-    """The model a config describes, randomly initialised.
+def build(config: PrunedViTConfig, *, drop_path: float = 0.0, any_size: bool = False) -> PrunedViT:
+    """The model a config describes, randomly initialised; `any_size` resamples the position embedding in each forward.
 
     Raises:
         UnsupportedModel: timm doesn't know the name, or the model can't be pruned.
@@ -168,6 +224,7 @@ def build(config: PrunedViTConfig, *, drop_path: float = 0.0) -> PrunedViT:
             img_size=config.image_size_px,
             num_classes=len(config.labels),
             drop_path_rate=drop_path,
+            dynamic_img_size=any_size,
         )
     except (RuntimeError, TypeError) as error:
         raise UnsupportedModel(

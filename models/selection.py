@@ -8,6 +8,7 @@ an image's neighbours except that K, so an image's result doesn't either.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -29,8 +30,26 @@ def keep_patches(scores: Tensor, threshold: Tensor) -> Tensor:
     return (scores > limit) | (limit <= 0)
 
 
+def straight_through(noise: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """`keep_patches` for training: gate logits (B, P), thresholds (B,) -> (B, P) float of zeros and ones.
+
+    Forward is the hard decision, backward the gradient of the score's distance from the threshold (1308.3432). `noise`
+    scales logistic noise on the logits, which makes close decisions random; 0 is the rule of inference.
+    """
+
+    def decide(logits: Tensor, threshold: Tensor) -> Tensor:
+        logits, limit = logits.float(), threshold.float()[:, None]
+        if noise:
+            logits = logits + noise * torch.rand_like(logits).logit(eps=1e-6)
+        soft = (logits - limit.logit(eps=1e-6)).sigmoid()
+        hard = ((soft > 0.5) | (limit <= 0)).float()
+        return hard + (soft - soft.detach())  # exactly `hard`
+
+    return decide
+
+
 def keep_tokens(kept: Tensor, prefix: int) -> Tensor:
-    """Prepend the `prefix` tokens, which are always kept: (B, P) bool -> (B, N) bool."""
+    """Prepend the `prefix` tokens, which are always kept: (B, P) -> (B, N), bool or float."""
     return torch.cat([torch.ones_like(kept[:, :1]).expand(-1, prefix), kept], dim=1)
 
 

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
 from timm.optim import param_groups_layer_decay
 from torch import Tensor
 
+from models.augment import View, augment, whole
 from models.config import TrainConfig
 from models.labels import keep_labels
-from models.losses import gate_loss, task_loss
+from models.losses import budget_loss, distillation_loss, gate_loss, task_loss
+from models.macs import shape_of, used_macs
+from models.merging import merged_forward, merged_macs
 from models.preprocessing import normalise
 from models.pruned_vit import PrunedViT
+from models.regularise import diversity_loss
+from models.selection import straight_through
+
+GROUPS = 8  # groups of a joint batch, each with its own threshold
+VALIDATED = (0.0, 0.15, 0.3, 0.45, 0.6)  # thresholds a joint run is judged at
 
 
 class Stage(Protocol):
@@ -23,8 +32,8 @@ class Stage(Protocol):
         """Optimiser groups; a group may carry `lr_scale`, its share of the learning rate."""
         ...
 
-    def loss(self, model: PrunedViT, images: Tensor, labels: Tensor, config: TrainConfig) -> Tensor:
-        """Scalar loss of a batch: images (B, H, W, 3) uint8, labels (B,) int64."""
+    def loss(self, model: PrunedViT, pixels: Tensor, labels: Tensor, context: Step) -> Tensor:
+        """Scalar loss of a batch: source images (B, h, w, 3) uint8, labels (B,) int64."""
         ...
 
     def validate(
@@ -34,6 +43,39 @@ class Stage(Protocol):
         ...
 
 
+class Step:
+    """What one step of a run may know beside its batch."""
+
+    def __init__(
+        self, config: TrainConfig, rng: torch.Generator, progress: float = 0.0, teacher: PrunedViT | None = None
+    ) -> None:
+        self.config = config
+        self.rng = rng  # on the CPU, seeded by run, epoch and step
+        self.progress = progress  # share of all steps done
+        self.teacher = teacher
+
+    def view(self, model: PrunedViT, pixels: Tensor, labels: Tensor) -> View:
+        """The batch, augmented."""
+        return augment(pixels, labels, len(model.config.labels), self.config, self.rng)
+
+    def size_px(self, model: PrunedViT) -> int:
+        """The step's input size, drawn from the run's."""
+        sizes = self.config.sizes_px or (model.config.image_size_px,)
+        return sizes[int(torch.randint(len(sizes), (), generator=self.rng))]
+
+    def task_loss(self, model: PrunedViT, logits: Tensor, view: View) -> Tensor:
+        """Against the labels, and against the teacher where there is one."""
+        loss = task_loss(logits, view.targets)
+        if self.teacher is None:
+            return loss
+        with torch.no_grad():
+            config = self.teacher.config
+            images = normalise(view.at(config.image_size_px), config.mean, config.std)
+            answers = self.teacher(images, images.new_zeros(len(images))).logits
+        share = self.config.distillation
+        return (1 - share) * loss + share * distillation_loss(logits, answers)
+
+
 class DenseStage:
     """Fine-tune the plain ViT, each layer slower than the one above it (layer-wise learning-rate decay)."""
 
@@ -41,21 +83,77 @@ class DenseStage:
         """All of the ViT's parameters, grouped by timm; gates, where there are any, rest."""
         return param_groups_layer_decay(model.vit, weight_decay=config.weight_decay, layer_decay=config.layer_decay)
 
-    def loss(self, model: PrunedViT, images: Tensor, labels: Tensor, config: TrainConfig) -> Tensor:
-        """Cross-entropy with label smoothing."""
-        x = normalise(images, model.config.mean, model.config.std)
-        return task_loss(model.vit(x), labels, config.label_smoothing)
+    def loss(self, model: PrunedViT, pixels: Tensor, labels: Tensor, context: Step) -> Tensor:
+        """Cross-entropy with the labels' and the teacher's answers."""
+        view = context.view(model, pixels, labels)
+        x = normalise(view.at(context.size_px(model)), model.config.mean, model.config.std)
+        return context.task_loss(model, dense_logits(model, x, context.config), view)
 
     def validate(
         self, model: PrunedViT, batches: Iterable[tuple[Tensor, Tensor]], config: TrainConfig
     ) -> dict[str, Any]:
-        """Top-1 accuracy."""
-        right = total = 0
-        for images, labels in batches:
-            x = normalise(images, model.config.mean, model.config.std)
-            right += int((model.vit(x).argmax(1) == labels).sum())
-            total += len(labels)
-        return {"accuracy": right / total}
+        """Top-1 accuracy at each of the run's sizes; `accuracy` is that of the model's own."""
+        points = [(size_px, 0.0) for size_px in _sizes(model, config)]
+        rows = judge(model, batches, points, config)
+        return {"accuracy": rows[0]["top1"], "points": rows}
+
+
+class JointStage(DenseStage):
+    """Gates and backbone learn together from the task, over the whole range of thresholds and input sizes at once.
+
+    A part of each batch runs at threshold 0; the rest in groups, each with a threshold of its own. A gate's decision is
+    a hard 0 or 1 whose gradient is that of its score (straight-through, 1308.3432), with logistic noise that fades. One
+    global budget ties the threshold to the share of patches skipped.
+    """
+
+    def parameter_groups(self, model: PrunedViT, config: TrainConfig) -> list[dict[str, Any]]:
+        """Slow backbone, fast gates."""
+        if not model.config.gated_layers:
+            raise ValueError("the model has no gated layers to train")
+        gates = {
+            "params": list(model.gates.parameters()),
+            "lr_scale": config.gate_learning_rate / config.learning_rate,
+            "weight_decay": 0.0,
+        }
+        return [*super().parameter_groups(model, config), *([gates] if gates["params"] else [])]
+
+    def loss(self, model: PrunedViT, pixels: Tensor, labels: Tensor, context: Step) -> Tensor:
+        """The task at every threshold, plus the budget."""
+        config = context.config
+        if len(labels) < GROUPS:  # an epoch's last batch: its images are shown at several thresholds each
+            rows = torch.arange(GROUPS, device=labels.device) % len(labels)
+            pixels, labels = pixels[rows], labels[rows]
+        B = len(labels) - len(labels) % GROUPS
+        view = context.view(model, pixels[:B], labels[:B])
+        x = normalise(view.at(context.size_px(model)), model.config.mean, model.config.std)
+        threshold = self._thresholds(B, context).to(x.device)
+        noise = config.gate_noise * max(0.0, 1 - 2 * context.progress)
+        with last_input(model) as tokens:
+            out = model(x, threshold, decide=straight_through(noise))
+        budget = budget_loss(out.kept[:, list(model.config.gated_layers)], threshold, GROUPS)
+        loss = context.task_loss(model, out.logits, view) + config.budget_weight * budget
+        if config.diversity:
+            loss = loss + config.diversity * diversity_loss(tokens[0][:, model.vit.num_prefix_tokens :])
+        return loss
+
+    def validate(
+        self, model: PrunedViT, batches: Iterable[tuple[Tensor, Tensor]], config: TrainConfig
+    ) -> dict[str, Any]:
+        """Accuracy and share skipped by the deterministic rule; `accuracy` is the mean over thresholds at full size."""
+        first, *others = _sizes(model, config)
+        points = [(first, threshold) for threshold in VALIDATED] + [(size_px, 0.0) for size_px in others]
+        rows = judge(model, batches, points, config)
+        return {"accuracy": sum(row["top1"] for row in rows[: len(VALIDATED)]) / len(VALIDATED), "points": rows}
+
+    @staticmethod
+    def _thresholds(images: int, context: Step) -> Tensor:
+        """(B,) one threshold a group: 0 for some groups, the rest spread evenly, with a random offset, to the limit."""
+        config = context.config
+        ramp = min(1.0, context.progress / config.ramp_ratio) if config.ramp_ratio else 1.0
+        dense = round(config.dense_share * GROUPS)
+        spread = (torch.arange(GROUPS - dense) + torch.rand((), generator=context.rng)) / (GROUPS - dense)
+        groups = torch.cat([torch.zeros(dense), spread * config.threshold_max * ramp])
+        return groups.repeat_interleave(images // GROUPS)
 
 
 class GatesStage:
@@ -68,10 +166,10 @@ class GatesStage:
         model.vit.requires_grad_(False)
         return [{"params": list(model.gates.parameters()), "weight_decay": config.weight_decay}]
 
-    def loss(self, model: PrunedViT, images: Tensor, labels: Tensor, config: TrainConfig) -> Tensor:
+    def loss(self, model: PrunedViT, pixels: Tensor, labels: Tensor, context: Step) -> Tensor:
         """Binary cross-entropy, averaged over gated layers."""
-        logits, keep = self._gates_and_labels(model, images, config)
-        return gate_loss(logits, keep)
+        images = context.view(model, pixels, labels).at(model.config.image_size_px)
+        return gate_loss(*self._gates_and_labels(model, images, context.config))
 
     def validate(
         self, model: PrunedViT, batches: Iterable[tuple[Tensor, Tensor]], config: TrainConfig
@@ -79,7 +177,8 @@ class GatesStage:
         """The gates' agreement with the labels at score threshold 0.5, and the labels' keep share, per gated layer."""
         gated = len(model.config.gated_layers)
         agree, kept, total = torch.zeros(gated), torch.zeros(gated), 0
-        for images, _ in batches:
+        for pixels, _ in batches:
+            images = whole(pixels, model.config.image_size_px)
             logits, keep = self._gates_and_labels(model, images, config)
             agree += ((logits > 0) == keep).sum((1, 2)).cpu()
             kept += keep.sum((1, 2)).cpu()
@@ -103,4 +202,55 @@ class GatesStage:
         return torch.stack(logits), torch.stack(keep)
 
 
-STAGES: dict[str, Stage] = {"dense": DenseStage(), "gates": GatesStage()}
+def dense_logits(model: PrunedViT, x: Tensor, config: TrainConfig) -> Tensor:
+    """The plain model's logits (B, classes), or its logits with tokens merged where the run merges."""
+    if config.merged:
+        return merged_forward(model, x, config.merged)
+    return model(x, x.new_zeros(len(x))).logits
+
+
+def judge(
+    model: PrunedViT, batches: Iterable[tuple[Tensor, Tensor]], points: list[tuple[int, float]], config: TrainConfig
+) -> list[dict[str, Any]]:
+    """Figures at each (input size, threshold), by the deterministic rule; MACs against the dense model's own size."""
+    gated, full = list(model.config.gated_layers), shape_of(model)
+    right, skipped, macs, images = [0] * len(points), [0.0] * len(points), [0.0] * len(points), 0
+    for pixels, labels in batches:
+        images += len(labels)
+        for i, (size_px, threshold) in enumerate(points):
+            x = normalise(whole(pixels, size_px), model.config.mean, model.config.std)
+            if config.merged and config.stage == "dense":
+                right[i] += int((dense_logits(model, x, config).argmax(1) == labels).sum())
+                macs[i] += merged_macs(full, config.merged) * len(x)
+                continue
+            out = model(x, torch.full((len(x),), threshold, device=x.device))
+            right[i] += int((out.logits.argmax(1) == labels).sum())
+            skipped[i] += float((~out.kept[:, gated]).float().mean((1, 2)).sum()) if gated else 0.0
+            macs[i] += float(used_macs(shape_of(model, out.kept.shape[2]), out.kept).sum())
+    names = ("size_px", "threshold", "top1", "skipped", "macs_ratio")
+    return [
+        dict(
+            zip(names, (*points[i], right[i] / images, skipped[i] / images, macs[i] / images / full.dense), strict=True)
+        )
+        for i in range(len(points))
+    ]
+
+
+@contextmanager
+def last_input(model: PrunedViT) -> Iterator[list[Tensor]]:
+    """The tokens (B, N, C) that enter the last layer, appended as forwards run."""
+    seen: list[Tensor] = []
+    handle = model.vit.blocks[-1].norm1.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def _sizes(model: PrunedViT, config: TrainConfig) -> list[int]:
+    """The run's input sizes, the model's own first."""
+    own = model.config.image_size_px
+    return [own, *sorted(set(config.sizes_px) - {own}, reverse=True)]
+
+
+STAGES: dict[str, Stage] = {"dense": DenseStage(), "gates": GatesStage(), "joint": JointStage()}

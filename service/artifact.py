@@ -10,13 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from service.errors import BundleError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Final = 2
 MANIFEST = "manifest.json"
 
 Ratio = Annotated[float, Field(ge=0)]
@@ -59,7 +59,8 @@ class Graph(_Frozen):
     file: str
     size_px: int = Field(gt=0)
     patches: int = Field(gt=0)
-    dense_macs: int = Field(gt=0)  # the plain model at this size: no gates, everything computed
+    dense_macs: int = Field(gt=0)  # the plain model at this size: no gates, every token computed that anything reads
+    timm_forward_macs: int = Field(gt=0)  # timm's own forward: the last layer's unread patches too, same logits
     fixed_macs: int = Field(ge=0)  # outside the layers: patch embedding and head
     layer_macs: tuple[LayerMacs, ...]
 
@@ -108,9 +109,9 @@ class Origin(_Frozen):
 
 
 class Manifest(_Frozen):
-    """`manifest.json`, schema version 1."""
+    """`manifest.json`."""
 
-    schema_version: Literal[1]
+    schema_version: Literal[2]
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     version: str
     architecture: str  # the timm model name

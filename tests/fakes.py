@@ -92,7 +92,7 @@ def manifest_document(**changes: Any) -> dict[str, Any]:
     """The manifest as JSON would give it."""
     digest = {"sha256": hashlib.sha256(b"").hexdigest(), "size_bytes": 0}
     document = {
-        "schema_version": 1,
+        "schema_version": 2,
         "name": "fake",
         "version": "1.0.0",
         "architecture": "none",
@@ -142,6 +142,7 @@ def _graph(size_px: int) -> dict[str, Any]:
         "size_px": size_px,
         "patches": PATCHES[size_px],
         "dense_macs": _FIXED + LAYERS * (_CONSTANT + _PER_KEPT * PATCHES[size_px]),
+        "timm_forward_macs": 2 * (_FIXED + LAYERS * (_CONSTANT + _PER_KEPT * PATCHES[size_px])),
         "fixed_macs": _FIXED,
         "layer_macs": [layer] * LAYERS,
     }

@@ -117,7 +117,7 @@ def test_the_training_line_runs_as_written(toy_images: Path, tmp_path: Path) -> 
     from safetensors.torch import save_file
 
     save_file(timm.create_model("test_vit", img_size=160).state_dict(), tmp_path / "backbone.safetensors")
-    toys = {"DATA": str(toy_images), "MODEL": "test_vit", "BACKBONE": "backbone.safetensors"}
+    toys = {"DATA": str(toy_images), "MODEL": "test_vit", "BACKBONE": "backbone.safetensors", "SIZES": "112,64"}
     environment = os.environ | toys | {"PYTHONPATH": str(ROOT)}
     line = [command for command in PYTHON if "$DATA" in command]
     assert len(line) >= 5
@@ -142,20 +142,26 @@ def test_other_python_commands_have_options_that_exist(command: str) -> None:
 
 
 def test_the_table_is_what_was_measured() -> None:
-    rows = {row["threshold"]: row for row in json.loads((ZOO / "evaluation.json").read_text())["rows"]}
-    bench = json.loads((ZOO / "benchmark.json").read_text())
-    assert bench["version"] == json.loads((ZOO / "manifest.json").read_text())["version"]
-    speed = {(row["threshold"], row["batch_size"]): row for row in bench["rows"]}
+    evaluation, bench, manifest = (
+        json.loads((ZOO / f"{name}.json").read_text()) for name in ("evaluation", "benchmark", "manifest")
+    )
+    assert bench["version"] == manifest["version"]
+    rows = {(row["size_px"], row["threshold"]): row for row in evaluation["rows"]}
+    speed = {(row["size_px"], row["threshold"], row["batch_size"]): row for row in bench["rows"]}
+    patches = {graph["size_px"]: graph["patches"] for graph in manifest["graphs"]}
     shown = re.findall(
-        r"^\| ([\d.]+) \| ([\d.]+) of 64 \| (-?[\d.]+) % \| ([\d.]+) % \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$",
+        r"^\| (\d+) px \| ([\d.]+) \| ([\d.]+) of (\d+) \| (-?[\d.]+) % \| ([\d.]+) % "
+        r"\| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$",
         README,
         re.M,
     )
     assert len(shown) >= 4
-    for threshold, skipped, saved, top1, *speedups in shown:
-        row = rows[float(threshold)]
+    for size, threshold, skipped, of, saved, top1, *speedups in shown:
+        point = int(size), float(threshold)
+        row = rows[point]
+        assert int(of) == patches[point[0]]
         assert float(skipped) == pytest.approx(row["skipped_patches"], abs=0.051)
         assert float(saved) == pytest.approx(100 * (1 - row["macs_ratio"]), abs=0.051)
         assert float(top1) == pytest.approx(100 * row["top1"], abs=0.0051)
         for batch_size, speedup in zip((1, 8, 32), speedups, strict=True):
-            assert float(speedup) == pytest.approx(speed[float(threshold), batch_size]["speedup"], abs=0.0051)
+            assert float(speedup) == pytest.approx(speed[*point, batch_size]["speedup"], abs=0.0051)

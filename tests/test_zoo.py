@@ -15,6 +15,7 @@ from PIL import Image
 
 from export.graph import ServedViT
 from models import checkpoint
+from models.frontier import frontier
 from models.macs import shape_of, used_macs
 from service import macs as served_macs
 from service.artifact import Bundle, load_bundle
@@ -37,7 +38,12 @@ def engine(bundle: Bundle) -> OnnxEngine:
 
 @pytest.fixture(scope="module")
 def images(bundle: Bundle) -> NDArray[np.uint8]:
-    return np.stack([resize_crop(Image.open(file).convert("RGB"), bundle.manifest.full.size_px) for file in SAMPLES])
+    return samples(bundle.manifest.full.size_px)
+
+
+def samples(size_px: int) -> NDArray[np.uint8]:
+    """The sample images (n, size_px, size_px, 3)."""
+    return np.stack([resize_crop(Image.open(file).convert("RGB"), size_px) for file in SAMPLES])
 
 
 def test_what_is_committed_is_small(bundle: Bundle) -> None:
@@ -52,20 +58,19 @@ def test_it_knows_the_sample_images(bundle: Bundle, engine: OnnxEngine, images: 
     assert np.mean(right) >= 0.7  # 83 % of all test images; these are 33 of them
 
 
-def test_the_graph_is_the_trained_model_at_every_threshold(
-    bundle: Bundle, engine: OnnxEngine, images: NDArray[np.uint8]
-) -> None:
-    model = checkpoint.load(bundle.path)
-    threshold = np.resize(np.array([0.0, 0.3, 0.5, 0.7, 0.9, 1.0], np.float32), len(images))
-    with torch.inference_mode():
-        logits, kept = ServedViT(model, "masked")(torch.from_numpy(images), torch.from_numpy(threshold))
-    out = engine.infer(images, threshold)
-    assert (out.kept == kept.numpy()).all(axis=(1, 2)).mean() >= 0.96  # one row may flip one patch by rounding
-    same = (out.kept == kept.numpy()).all(axis=(1, 2))
-    assert np.abs(out.logits - logits.numpy())[same].max() < 1e-3
-    counts = out.kept.sum(-1)
-    used = served_macs.used_macs(bundle.manifest.full, counts)
-    assert used.tolist() == used_macs(shape_of(model), torch.from_numpy(out.kept)).tolist()
+def test_the_graphs_are_the_trained_model_at_every_size_and_threshold(bundle: Bundle, engine: OnnxEngine) -> None:
+    trained = checkpoint.load(bundle.path)
+    for graph in bundle.manifest.graphs:
+        model, images = checkpoint.at_size(trained, graph.size_px), samples(graph.size_px)
+        threshold = np.resize(np.array([0.0, 0.3, 0.5, 0.7, 0.9, 1.0], np.float32), len(images))
+        with torch.inference_mode():
+            logits, kept = ServedViT(model, "masked")(torch.from_numpy(images), torch.from_numpy(threshold))
+        out = engine.infer(images, threshold)
+        same = (out.kept == kept.numpy()).all(axis=(1, 2))
+        assert same.mean() >= 0.96  # one row may flip one patch by rounding
+        assert np.abs(out.logits - logits.numpy())[same].max() < 1e-3
+        used = served_macs.used_macs(graph, out.kept.sum(-1))
+        assert used.tolist() == used_macs(shape_of(model), torch.from_numpy(out.kept)).tolist()
 
 
 @settings(max_examples=15, deadline=None)
@@ -99,12 +104,25 @@ def test_a_higher_threshold_skips_more_and_costs_less(
 
 
 def test_the_card_says_what_was_measured(bundle: Bundle) -> None:
-    card = (bundle.path / "README.md").read_text()
+    card, manifest = (bundle.path / "README.md").read_text(), bundle.manifest
     evaluation = json.loads((bundle.path / "evaluation.json").read_text())
-    assert evaluation["images"] == 5_000
-    assert bundle.manifest.evaluation.top1 == evaluation["rows"][0]["top1"]
-    for row in evaluation["rows"]:
-        line = f"| {row['threshold']:g} | {row['skipped_patches']:.1f} | {100 * (1 - row['macs_ratio']):.1f} % "
+    assert evaluation["images"] >= 5_000
+    full = [row for row in evaluation["rows"] if row["size_px"] == manifest.full.size_px]
+    assert manifest.evaluation.top1 == next(row["top1"] for row in full if row["threshold"] == 0)
+    for row in (*full, *frontier(evaluation["rows"])):
+        line = f"| {row['size_px']} px | {row['threshold']:g} | {row['skipped_patches']:.1f} of "
+        line += f"{manifest.graph(row['size_px']).patches} | {100 * (1 - row['macs_ratio']):.1f} % "
         assert line + f"| {100 * row['top1']:.2f} % |" in card
     parity = json.loads((bundle.path / "parity.json").read_text())
     assert all(figures["holds"] for figures in parity.values())
+
+
+def test_presets_spend_less_and_less_and_are_worth_it(bundle: Bundle) -> None:
+    points = {(point.size_px, point.threshold): point for point in bundle.manifest.calibration}
+    full, balanced, economy = (
+        points[preset.size_px, preset.threshold]
+        for preset in (bundle.manifest.presets[name] for name in ("full", "balanced", "economy"))
+    )
+    assert full.macs_ratio.mean > balanced.macs_ratio.mean > economy.macs_ratio.mean
+    assert balanced.accuracy >= full.accuracy - 0.0051
+    assert economy.accuracy >= full.accuracy - 0.0151

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,11 @@ from safetensors.numpy import load_file
 
 from export.__main__ import main
 from export.to_onnx import safetensors_spans
+from models import checkpoint
+from models.frontier import frontier
+from models.macs import shape_of
 from service.artifact import load_bundle
+from tests.conftest import GATED
 
 Capture = pytest.CaptureFixture[str]
 
@@ -25,8 +30,35 @@ def test_the_bundle_verifies_and_holds_what_the_contract_names(tiny_bundle: Path
     assert [graph.file for graph in manifest.graphs] == ["model.onnx", "model-32.onnx"]
     assert set(manifest.files) == {file.name for file in tiny_bundle.iterdir()} - {"manifest.json"}
     assert {"weights.safetensors", "masked.onnx", "README.md", "parity.json"} <= set(manifest.files)
-    assert manifest.presets["full"].threshold == 0
+    assert (manifest.presets["full"].size_px, manifest.presets["full"].threshold) == (64, 0)
     assert manifest.labels == ("blue", "green", "red")
+
+
+def test_the_manifest_says_what_was_measured_at_every_size(tiny_bundle: Path) -> None:
+    manifest, model = load_bundle(tiny_bundle).manifest, checkpoint.load(tiny_bundle)
+    for graph in manifest.graphs:
+        shape = shape_of(checkpoint.at_size(model, graph.size_px))
+        assert (graph.dense_macs, graph.timm_forward_macs) == (shape.dense, shape.timm_forward)
+    calibration = json.loads((tiny_bundle / "calibration.json").read_text())["rows"]
+    assert [(p.size_px, p.threshold, p.macs_ratio.mean, p.accuracy) for p in manifest.calibration] == [
+        (row["size_px"], row["threshold"], row["macs_ratio"], row["top1"]) for row in calibration
+    ]
+    evaluation = json.loads((tiny_bundle / "evaluation.json").read_text())
+    dense = next(row for row in evaluation["rows"] if (row["size_px"], row["threshold"]) == (64, 0))
+    assert (manifest.evaluation.top1, manifest.evaluation.images) == (dense["top1"], 12)
+    assert manifest.evaluation.runtime == f"{evaluation['runtime']}, threshold 0"
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model-32.onnx"])
+def test_the_sparse_graph_computes_no_norm_twice_and_scatters_once_a_gated_layer(name: str, tiny_bundle: Path) -> None:
+    model = onnx.load(tiny_bundle / name)
+    nodes, values = model.graph.node, onnx.shape_inference.infer_shapes(model).graph.value_info
+    count = Counter(node.op_type for node in nodes)
+    assert count["LayerNormalization"] == 2 * 6 + 1  # gate, keys, values and queries share the first norm of a layer
+    assert count["ScatterND"] == len(GATED)
+    (last,) = [node.output[0] for node in nodes if node.op_type == "Add" and any(".5.mlp.fc2" in i for i in node.input)]
+    (shape,) = [value.type.tensor_type.shape.dim for value in values if value.name == last]
+    assert shape[-2].dim_value == 1  # of the last layer the CLS token alone
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "model-32.onnx", "masked.onnx"])
@@ -85,7 +117,7 @@ def test_a_bundle_is_a_checkpoint_and_exports_to_the_same_bundle(
     tiny_bundle: Path, toy_images: Path, tmp_path: Path
 ) -> None:
     again = tmp_path / "tiny"
-    arguments = ["--checkpoint", str(tiny_bundle), "--out", str(again), "--images", str(toy_images), "--sizes", "32"]
+    arguments = ["--checkpoint", str(tiny_bundle), "--out", str(again), "--images", str(toy_images)]
     assert main(arguments) == 0
     before, after = load_bundle(tiny_bundle).manifest, load_bundle(again).manifest
     assert before.version == after.version
@@ -95,9 +127,20 @@ def test_a_bundle_is_a_checkpoint_and_exports_to_the_same_bundle(
 def test_the_card_tells_the_table_and_the_origin(tiny_bundle: Path) -> None:
     card = (tiny_bundle / "README.md").read_text()
     rows = json.loads((tiny_bundle / "evaluation.json").read_text())["rows"]
+    best = frontier(rows)
     for row in rows:
-        assert f"| {row['threshold']:g} | {row['skipped_patches']:.1f} |" in card
+        patches, lost = {64: 16, 32: 4}[row["size_px"]], rows[0]["top1"] - row["top1"]
+        line = (
+            f"| {row['size_px']} px | {row['threshold']:g} | {row['skipped_patches']:.1f} of {patches} "
+            f"| {100 * (1 - row['macs_ratio']):.1f} % | {100 * row['top1']:.2f} % | {100 * lost:.2f} |"
+        )
+        assert card.count(line) == (row in best) + (row["size_px"] == 64), line
     assert "Random numbers." in card
+    assert "taught by `dense`" in card
+    limit = json.loads((tiny_bundle / "train.json").read_text())["config"]["threshold_max"]
+    assert f"at thresholds from 0 to {limit} and input sizes in px (64, 32)" in card
+    full = load_bundle(tiny_bundle).manifest.full
+    assert f"{100 * (full.timm_forward_macs / full.dense_macs - 1):.1f} % more for the same logits" in card
 
 
 def test_torchscript_is_written_on_request_with_parity(
@@ -118,6 +161,7 @@ def test_torchscript_is_written_on_request_with_parity(
         ("calibration.json", "--split heldout"),
         ("weights.safetensors", "weights.safetensors is missing"),
         ("config.json", "config.json is missing"),
+        ("train.json", "python -m models.train"),
     ],
 )
 def test_a_missing_piece_is_named_with_the_command_that_makes_it(
@@ -130,6 +174,28 @@ def test_a_missing_piece_is_named_with_the_command_that_makes_it(
     assert main([*arguments, "--origin", "somewhere"]) in (1, 2)
     assert message in capsys.readouterr().err.strip().splitlines()[-1]
     assert not (tmp_path / "zoo" / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("size_px", "message"),
+    [(32, "no row for threshold 0 at the full size, 64 px"), (96, "sizes above the model's own 64 px")],
+)
+def test_a_calibration_that_doesnt_fit_the_model_is_refused_before_the_long_work(
+    size_px: int, message: str, toy_checkpoint: Path, toy_images: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(toy_checkpoint, folder)
+    calibration = json.loads((folder / "calibration.json").read_text())
+    calibration["rows"] = [row for row in calibration["rows"] if row["size_px"] == 64 or size_px == 32]
+    if size_px == 32:
+        calibration["rows"] = [row for row in calibration["rows"] if row["size_px"] == 32]
+    else:
+        calibration["rows"].append(calibration["rows"][0] | {"size_px": size_px})
+    (folder / "calibration.json").write_text(json.dumps(calibration))
+    arguments = ["--checkpoint", str(folder), "--out", str(tmp_path / "x"), "--images", str(toy_images)]
+    assert main([*arguments, "--origin", "somewhere"]) in (1, 2)
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]
+    assert not (tmp_path / "x").exists()
 
 
 def test_a_model_without_gates_and_one_of_another_family_are_refused(

@@ -1,41 +1,66 @@
-"""Presets are the cheapest points within their tolerated loss."""
+"""Presets are the cheapest points within their tolerated loss; the manifest's table is what was measured."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from export.calibrate import calibration_points, choose_presets
+from export.calibrate import calibration_points, choose_presets, dense_row
 
 
-def rows(*triples: tuple[float, float, float]) -> list[dict[str, object]]:
+def rows(*points: tuple[int, float, float, float]) -> list[dict[str, Any]]:
+    """Rows as `models.evaluate` writes them, of (size, threshold, share of the full dense MACs, top-1)."""
     return [
         {
-            "threshold": t,
-            "macs_ratio": m,
-            "macs_ratio_p10": m,
-            "macs_ratio_p90": m,
-            "skipped_patches": 1.0,
-            "keep_per_layer": [1.0],
-            "top1": a,
+            "size_px": size_px,
+            "threshold": threshold,
+            "macs_ratio": macs_ratio,
+            "macs_ratio_p10": macs_ratio - 0.01,
+            "macs_ratio_p90": macs_ratio + 0.01,
+            "skipped_patches": 1.5,
+            "keep_per_layer": [1.0, 0.5],
+            "top1": top1,
         }
-        for t, m, a in triples
+        for size_px, threshold, macs_ratio, top1 in points
     ]
 
 
-def test_presets_are_the_cheapest_points_within_tolerance_over_all_sizes() -> None:
-    full = calibration_points(rows((0, 1.0, 0.900), (0.5, 0.8, 0.896), (0.9, 0.5, 0.80)), 112, 100, 100)
-    small = calibration_points(rows((0, 1.0, 0.886), (0.5, 0.8, 0.870)), 84, 60, 100)
-    presets = choose_presets(full + small)
-    assert (presets["full"].size_px, presets["full"].threshold) == (112, 0)
-    assert (presets["balanced"].size_px, presets["balanced"].threshold) == (112, 0.5)
-    assert (presets["economy"].size_px, presets["economy"].threshold) == (84, 0)
+MEASURED = rows(
+    (112, 0.0, 1.01, 0.900),
+    (112, 0.3, 0.80, 0.895),  # exactly half a point lost
+    (112, 0.6, 0.70, 0.894),
+    (84, 0.0, 0.60, 0.885),  # one and a half
+    (84, 0.3, 0.50, 0.8849),
+    (56, 0.0, 0.55, 0.86),
+)
 
 
-def test_costs_are_against_the_full_size() -> None:
-    (point,) = calibration_points(rows((0.2, 0.5, 0.9)), 84, 60, 100)
-    assert point.macs_ratio.mean == pytest.approx(0.3)
+def test_presets_are_the_cheapest_rows_within_tolerance_over_all_sizes() -> None:
+    presets = choose_presets(MEASURED, 112)
+    found = {name: (preset.size_px, preset.threshold) for name, preset in presets.items()}
+    assert found == {"full": (112, 0.0), "balanced": (112, 0.3), "economy": (84, 0.0)}
 
 
-def test_a_table_without_the_dense_point_is_refused() -> None:
+def test_a_preset_computes_everything_where_nothing_cheaper_is_good_enough() -> None:
+    presets = choose_presets(rows((112, 0.0, 1.01, 0.9), (112, 0.5, 0.8, 0.8), (84, 0.0, 0.6, 0.7)), 112)
+    assert {(preset.size_px, preset.threshold) for preset in presets.values()} == {(112, 0.0)}
+
+
+def test_the_table_is_what_was_measured() -> None:
+    points = calibration_points(MEASURED)
+    assert [(p.size_px, p.threshold, p.macs_ratio.mean, p.accuracy) for p in points] == [
+        (row["size_px"], row["threshold"], row["macs_ratio"], row["top1"]) for row in MEASURED
+    ]
+    assert points[0].macs_ratio.p10 == 1.0
+    assert points[0].macs_ratio.p90 == 1.02
+    assert points[0].keep_per_layer == (1.0, 0.5)
+    assert points[0].skipped_patches == 1.5
+
+
+@pytest.mark.parametrize("measured", [rows((112, 0.5, 0.8, 0.9)), rows((84, 0.0, 0.6, 0.9)), [{"threshold": 0.0}]])
+def test_rows_without_the_one_that_computes_everything_are_refused(measured: list[dict[str, Any]]) -> None:
+    with pytest.raises(ValueError, match="no row for threshold 0 at the full size, 112 px"):
+        dense_row(measured, 112)
     with pytest.raises(ValueError, match="no row for threshold 0"):
-        choose_presets(calibration_points(rows((0.5, 0.8, 0.9)), 112, 100, 100))
+        choose_presets(measured, 112)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models.config import Attention, PrunedViTConfig
+from models.config import Attention, PrunedViTConfig, Skips
 from models.pruned_vit import PrunedViT, build
 
 LABELS = ("a", "b", "c", "d", "e")
@@ -17,10 +17,12 @@ def random_vit(
     attention: Attention = "full_context",
     gated_layers: tuple[int, ...] = (0, 1, 2, 3, 4, 5),
     seed: int = 0,
+    gate: str = "mlp",
+    skips: Skips = "layer",
 ) -> PrunedViT:
     """A model whose weights are large enough that every layer, head and gate matters to the logits."""
     torch.manual_seed(seed)
-    model = build(PrunedViTConfig(architecture, image_size_px, LABELS, attention, gated_layers))
+    model = build(PrunedViTConfig(architecture, image_size_px, LABELS, attention, gated_layers, gate, skips=skips))
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=1.5 * module.in_features**-0.5)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.config import Attention
 from models.macs import shape_of, used_macs
 from models.pruned_vit import PrunedViT
 from tests.models.builders import random_images, random_vit
@@ -26,13 +27,25 @@ def counted_macs(model: PrunedViT, images: torch.Tensor, threshold: float | None
 @pytest.mark.parametrize("architecture", ["test_vit", "vit_small_patch14_reg4_dinov2"])
 def test_dense_macs_are_those_of_a_counted_forward(architecture: str) -> None:
     model = random_vit(architecture, 96 if architecture == "test_vit" else 56)
-    assert shape_of(model).dense == counted_macs(model, random_images(model, 1), None)
+    shape, images = shape_of(model), random_images(model, 1)
+    assert shape.timm_forward == counted_macs(model, images, None)
+    plain = random_vit(architecture, model.config.image_size_px, gated_layers=())
+    assert shape.dense == counted_macs(plain, images, 0.0) < shape.timm_forward
 
 
-@pytest.mark.parametrize("attention", ["full_context", "kept_only"])
+KINDS: tuple[dict[str, Any], ...] = (
+    {"attention": "full_context", "gated_layers": (0, 2, 3, 5)},
+    {"attention": "kept_only", "gated_layers": (0, 2, 3, 5)},
+    {"skips": "mlp", "gated_layers": (1, 2)},
+    {"gate": "context", "gated_layers": (0, 1, 2, 3, 4)},
+    {"gate": "normed", "gated_layers": (0, 1)},
+)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("threshold", [0.0, 0.4, 0.5, 0.6, 1.0])
-def test_pruned_macs_are_those_of_a_counted_sparse_forward(attention: Attention, threshold: float) -> None:
-    model = random_vit(attention=attention, gated_layers=(0, 2, 3, 5))
+def test_pruned_macs_are_those_of_a_counted_sparse_forward(kind: dict[str, Any], threshold: float) -> None:
+    model = random_vit(**kind)
     images = random_images(model, 1)
     with torch.inference_mode():
         kept = model(images, torch.tensor([threshold])).kept
@@ -41,4 +54,4 @@ def test_pruned_macs_are_those_of_a_counted_sparse_forward(attention: Attention,
 
 def test_the_real_model_costs_what_the_literature_says() -> None:
     model = random_vit("vit_small_patch14_dinov2", 224)
-    assert shape_of(model).dense == pytest.approx(6.1e9, rel=0.01)  # "GFLOPs" in papers, which are GMACs
+    assert shape_of(model).timm_forward == pytest.approx(6.1e9, rel=0.01)  # "GFLOPs" in papers, which are GMACs

@@ -6,8 +6,9 @@ import pytest
 import timm
 import torch
 
-from models.config import Attention, PrunedViTConfig
-from models.pruned_vit import PrunedViT, UnsupportedModel, build, check_supported
+from models import checkpoint
+from models.config import Attention, PrunedViTConfig, Skips
+from models.pruned_vit import Execution, PrunedViT, UnsupportedModel, build, check_supported
 from tests.models.builders import LABELS, random_images, random_vit
 
 ARCHITECTURES = {  # name -> (input px, what it stands for)
@@ -17,6 +18,7 @@ ARCHITECTURES = {  # name -> (input px, what it stands for)
     "vit_small_patch14_reg4_dinov2": (56, "registers and layer scale"),
     "test_vit2": (64, "average pooling of patches"),
 }
+EXECUTIONS: tuple[Execution, ...] = ("masked", "sparse")
 ATTENTIONS: tuple[Attention, ...] = ("full_context", "kept_only")
 MIXED = torch.tensor([0.0, 0.3, 0.5, 0.5, 0.7, 1.0])
 
@@ -33,6 +35,23 @@ def both(model: PrunedViT, images: torch.Tensor, threshold: torch.Tensor) -> Non
 def test_sparse_equals_masked_with_mixed_thresholds(architecture: str, attention: Attention) -> None:
     model = random_vit(architecture, ARCHITECTURES[architecture][0], attention)
     both(model, random_images(model, len(MIXED)), MIXED)
+
+
+@pytest.mark.parametrize("skips", ["layer", "mlp"])
+@pytest.mark.parametrize("architecture", ["test_vit", "vit_small_patch14_reg4_dinov2"])
+def test_sparse_equals_masked_whatever_the_gate_sees_and_idle_patches_bypass(architecture: str, skips: Skips) -> None:
+    layers = tuple(range(0, 6))
+    model = random_vit(architecture, ARCHITECTURES[architecture][0], gated_layers=layers, gate="context", skips=skips)
+    both(model, random_images(model, len(MIXED)), MIXED)
+
+
+def test_bypassing_the_mlp_alone_is_something_else_than_bypassing_the_layer() -> None:
+    one, other = (random_vit(gate="context", skips=skips) for skips in ("layer", "mlp"))
+    images = random_images(one, 4)
+    with torch.inference_mode():
+        for threshold, same in ((0.0, True), (0.5, False)):
+            layer, mlp = (model(images, torch.full((4,), threshold)).logits for model in (one, other))
+            assert torch.allclose(layer, mlp, atol=1e-4) == same
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
@@ -69,6 +88,41 @@ def test_threshold_zero_is_plain_timm(architecture: str, execution: str) -> None
         out = model(images, torch.zeros(3), execution)
         torch.testing.assert_close(out.logits, model.vit(images), atol=1e-4, rtol=0)
     assert out.kept.all()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("execution", ["masked", "sparse"])
+def test_a_last_layer_without_a_gate_is_plain_timm_though_nobody_reads_its_patches(
+    architecture: str, execution: Execution
+) -> None:
+    model = random_vit(architecture, ARCHITECTURES[architecture][0], gated_layers=(1,))
+    images = random_images(model, 3)
+    widths: list[int] = []
+    model.vit.norm.register_forward_hook(lambda module, args, out: widths.append(args[0].shape[1]))
+    with torch.inference_mode():
+        out = model(images, torch.zeros(3), execution)
+        torch.testing.assert_close(out.logits, model.vit(images), atol=1e-4, rtol=0)
+    prefix = model.vit.num_prefix_tokens
+    assert widths == [prefix + model.patches * (architecture == "test_vit2"), prefix + model.patches]
+    assert out.kept.shape == (3, len(model.vit.blocks), model.patches)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_model_for_any_size_is_the_models_for_each(architecture: str) -> None:
+    own = ARCHITECTURES[architecture][0]
+    fixed = random_vit(architecture, own, gated_layers=(0, 2, 4), gate="context")
+    flexible = build(fixed.config, any_size=True).eval()
+    flexible.load_state_dict(fixed.state_dict())
+    patch = fixed.vit.patch_embed.patch_size[0]
+    for size_px in (own, own - patch):
+        model = checkpoint.at_size(fixed, size_px)
+        images = random_images(model, 3)
+        threshold = torch.tensor([0.0, 0.5, 0.6])
+        for execution in EXECUTIONS:
+            with torch.inference_mode():
+                one, other = model(images, threshold, execution), flexible(images, threshold, execution)
+            torch.testing.assert_close(one.logits, other.logits, atol=1e-4, rtol=0)
+            assert torch.equal(one.kept, other.kept)
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)

@@ -10,6 +10,7 @@ GRAPH = Graph(
     size_px=28,
     patches=4,
     dense_macs=1,
+    timm_forward_macs=1,
     fixed_macs=7,
     layer_macs=(
         LayerMacs(constant=100, per_kept=10, per_kept_squared=1),

@@ -1,0 +1,41 @@
+"""The served engine, asked as `models.evaluate` asks torch: so that what is measured is what users get."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import onnxruntime as ort
+import torch
+from torch import Tensor
+
+from models.checkpoint import CheckpointError
+from models.evaluate import Answers
+from service.artifact import load_bundle
+from service.cpu import usable_cpus
+from service.engine import OnnxEngine
+from service.errors import ServiceError
+
+
+class Served(NamedTuple):
+    """A bundle, ready to be evaluated."""
+
+    sizes_px: tuple[int, ...]
+    answers: Answers
+    runtime: str  # for the record
+
+
+def open_bundle(folder: Path) -> Served:
+    """The engine of the bundle in `folder`, at all its sizes; CheckpointError says what is wrong with it."""
+    try:
+        bundle = load_bundle(folder)
+        engine = OnnxEngine(bundle, threads=usable_cpus())
+    except ServiceError as error:
+        raise CheckpointError(str(error)) from None
+
+    def answers(pixels: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
+        out = engine.infer(pixels.numpy(), threshold.numpy())
+        return torch.from_numpy(out.logits), torch.from_numpy(out.kept)
+
+    provider = engine.providers[0].removesuffix("ExecutionProvider")
+    return Served(bundle.manifest.sizes_px, answers, f"onnxruntime {ort.__version__} ({provider}), the served graphs")

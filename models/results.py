@@ -1,0 +1,263 @@
+"""What was measured of one checkpoint and of its rivals, gathered into one `results.json` and two figures of it.
+
+    python -m models.results --runs DIR --out FOLDER
+
+DIR holds NAME.json (train.json, as `models.train` wrote it) of every run named below, NAME-test.json and NAME-test.npz
+(`models.evaluate --out` and `--predictions`) of RUNS, and the pair joint-heldout. Costs are shares of the dense rival's
+MACs at the full size. Points lost are against the dense rival on the same images, with their standard error. Every
+method's best point within a budget is picked on the test images, save where its description says held-out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models import figures, plots
+from models.frontier import best_within, frontier
+
+FILE, FIGURES = "results.json", "figures"
+BUDGETS = (0.80, 0.65, 0.50, 0.35)  # shares of the dense MACs
+GOALS = {"joint": (0.3, 0.7, 1.2, 3.0), "gates_alone": (0.3, 1.5)}  # points lost within the budgets, at most
+GOAL_TOP1 = 0.898  # of the dense model: the published method's ViT-B/16
+SHARES = (0.9, 0.8, 0.7, 0.6)  # of the dense MACs, where the short runs are compared
+CUTS = tuple(np.linspace(0, 1, 51).round(2).tolist())  # of the first answer's probability
+DENSE, SMALLER = "d112", ("d84", "d70", "d56")  # trained for one input size each, which is in the name
+FIRST = "gates"
+RUNS = {
+    "joint": "this checkpoint: gates and backbone trained together, for every threshold and five input sizes",
+    DENSE: "dense model trained at 112 px, the rival; at smaller sizes it is run untrained",
+    "d84": "dense model trained at 84 px alone",
+    "d70": "dense model trained at 70 px alone",
+    "d56": "dense model trained at 56 px alone",
+    "teacher": "dense model at 168 px: start and teacher of all of the above",
+    FIRST: "the published method, on this project's first model: backbone frozen, gates trained on cosine labels",
+}
+METHODS = {
+    "joint": "this checkpoint: input size and threshold",
+    "joint_chosen": "the same, pair chosen on held-out training images",
+    "gates_alone": "this checkpoint at 112 px: threshold alone",
+    "resize_alone": "this checkpoint at threshold 0: input size alone",
+    "resize_mixed": "the same, images shared between two sizes",
+    "two_step_joint": "this checkpoint in two steps",
+    "two_step_joint_chosen": "the same, chosen on held-out training images",
+    "tuned": "dense models, one trained for each input size",
+    "tuned_mixed": "the same, images shared between two sizes",
+    "two_step_tuned": "two dense models in two steps",
+}
+SHORT_START = "l112"
+SHORT = {
+    "dense": "no gates: the dense model, trained on for as long",
+    "context": "gate sees the patch, CLS and the mean patch",
+    "cls": "gate sees the patch and CLS",
+    "normed": "gate sees the normalised patch alone",
+    "mlp": "gate sees the raw patch alone (the published gate)",
+    "kept_only": "as CLS and mean, kept patches attend to kept ones alone",
+    "skip_mlp": "as CLS and mean, the MLP alone is skipped (as in DyT)",
+    "cls_attention": "no gate: keeps what CLS attends to most (as EViT, IdleViT)",
+    "random": "no gate: keeps random patches",
+}
+
+Row = dict[str, Any]
+Right = NDArray[np.bool_]
+
+
+class Answers(NamedTuple):
+    """R settings of one model, or of two in two steps, on n images."""
+
+    point: NDArray[np.float64]  # (R, 2 or 3): input size in px, threshold, cut
+    right: Right  # (R, n)
+    probability: NDArray[np.float32]  # (R, n) of the answer
+    macs_ratio: NDArray[np.float64]  # (R, n) share of the dense rival's MACs at the full size
+
+    def rows(self, dense: Right | None = None) -> list[Row]:
+        """Means over the images; with the dense rival's answers (n,) to the same ones, what is lost against them."""
+        found = []
+        for point, right, macs in zip(self.point.tolist(), self.right, self.macs_ratio, strict=True):
+            row: Row = {"size_px": int(point[0]), "threshold": point[1]} | ({"cut": point[2]} if point[2:] else {})
+            row |= {"macs_ratio": round(float(macs.mean()), 4), "top1": round(float(right.mean()), 4)}
+            if dense is not None:
+                lost = 100 * (dense.astype(float) - right)
+                row["lost_points"] = round(float(lost.mean()), 2)
+                row["standard_error_points"] = round(float(lost.std()) / math.sqrt(len(lost)), 2)
+            found.append(row)
+        return found
+
+    def at(self, size_px: float, threshold: float = 0.0) -> int:
+        """The index of a setting; ValueError unless it was measured once."""
+        found = np.flatnonzero((self.point[:, :2] == (size_px, threshold)).all(1))
+        if len(found) != 1:
+            raise ValueError(f"{size_px:g} px at threshold {threshold:g} was measured {len(found)} times, not once")
+        return int(found[0])
+
+
+def two_steps(first: Answers, i: int, second: Answers, k: int, cuts: Sequence[float] = CUTS) -> Answers:
+    """Setting i of `first` for every image; where its probability is below the cut, setting k of `second` on top."""
+    again = first.probability[i] < np.array(cuts)[:, None]  # (cuts, n)
+    return Answers(
+        point=np.array([(*first.point[i, :2], cut) for cut in cuts]),
+        right=np.where(again, second.right[k], first.right[i]),
+        probability=np.where(again, second.probability[k], first.probability[i]),
+        macs_ratio=first.macs_ratio[i] + again * second.macs_ratio[k],
+    )
+
+
+def two_steps_of_one(answers: Answers) -> Answers:
+    """Each smaller size first, then the full one at the same threshold."""
+    full_px = answers.point[:, 0].max()
+    smaller = [(i, threshold) for i, (size_px, threshold) in enumerate(answers.point) if size_px < full_px]
+    return joined([two_steps(answers, i, answers, answers.at(full_px, threshold)) for i, threshold in smaller])
+
+
+def joined(parts: Sequence[Answers]) -> Answers:
+    """All settings of all parts, in their order."""
+    return Answers(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def between(rows: Sequence[Row], macs_ratio: float) -> Row | None:
+    """What some images at one point of the frontier and the rest at the next give, for a cost; None below them all."""
+    best = frontier(rows)[::-1]
+    if not best or macs_ratio < best[0]["macs_ratio"]:
+        return None
+    cost, *columns = ([row[name] for row in best] for name in ("macs_ratio", "top1", "lost_points"))
+    top1, lost = (float(np.interp(macs_ratio, cost, column)) for column in columns)
+    return {"macs_ratio": min(macs_ratio, cost[-1]), "top1": round(top1, 4), "lost_points": round(lost, 2)}
+
+
+def chosen(held_out: Sequence[Row], test: Sequence[Row], macs_ratio: float) -> Row | None:
+    """The test row of the setting that is best within the cost on held-out images; both lists in one order."""
+    best = best_within(held_out, macs_ratio)
+    return next((row for row, held in zip(test, held_out, strict=True) if held is best), None)
+
+
+def compare(answers: dict[str, Answers], held_out: Answers) -> tuple[dict[str, list[Row]], dict[str, list[Row | None]]]:
+    """Each method's points on the test images, and of each of METHODS what it reaches within each budget."""
+    joint, full, big = answers["joint"], answers[DENSE], answers[DENSE].at(own_px(DENSE))
+    small = {name: answers[name].at(own_px(name)) for name in SMALLER}
+    dense = full.right[big]
+    rows = {"joint": joint.rows(dense), "two_step_joint": two_steps_of_one(joint).rows(dense)}
+    rows["gates_alone"] = [row for row in rows["joint"] if row["size_px"] == joint.point[:, 0].max()]
+    rows["resize_alone"] = [row for row in rows["joint"] if row["threshold"] == 0]
+    rows["tuned"] = [full.rows(dense)[big], *(answers[name].rows(dense)[i] for name, i in small.items())]
+    rows["two_step_tuned"] = joined([two_steps(answers[name], i, full, big) for name, i in small.items()]).rows(dense)
+    reached = {name: [best_within(found, share) for share in BUDGETS] for name, found in rows.items()}
+    for name, answer in (("joint", held_out), ("two_step_joint", two_steps_of_one(held_out))):
+        reached[f"{name}_chosen"] = [chosen(answer.rows(), rows[name], share) for share in BUDGETS]
+    reached["resize_mixed"] = [between(rows["resize_alone"], share) for share in BUDGETS]
+    reached["tuned_mixed"] = [between(rows["tuned"], share) for share in BUDGETS]
+    return rows, reached
+
+
+def gather(runs: Path, data: str) -> Row:
+    """Everything, as it is written; `data` names where the images are from."""
+    macs = _read(runs / f"{DENSE}-test.json")["dense_macs"]
+    answers = {name: load_answers(runs, f"{name}-test", macs) for name in RUNS if name != FIRST}
+    dense = answers[DENSE].right[answers[DENSE].at(own_px(DENSE))]
+    points = {name: found.rows(dense) for name, found in answers.items()} | {FIRST: _first_points(runs, macs)}
+    rows, reached = compare(answers, load_answers(runs, "joint-heldout", macs))
+    return {
+        "data": data,
+        "images": len(dense),
+        "dense": {"size_px": own_px(DENSE), "macs": macs, "top1": round(float(dense.mean()), 4)},
+        "budgets": BUDGETS,
+        "goals_lost_points": GOALS,
+        "goal_top1": GOAL_TOP1,
+        "methods": [{"name": name, "what": what, "reached": reached[name]} for name, what in METHODS.items()],
+        "short_runs": _short_runs(runs),
+        "runs": [
+            {"name": name, "what": what, "training": _training(_read(runs / f"{name}.json")), "points": points[name]}
+            for name, what in RUNS.items()
+        ],
+        "frontiers": {name: frontier(found) for name, found in rows.items()},
+    }
+
+
+def short_run(training: Row, named: Row) -> Row:
+    """A run's last validation, and its accuracy on the lines between those points at each of SHARES, None outside."""
+    points = sorted(training["history"][-1]["points"], key=lambda point: point["macs_ratio"])
+    cost, top1 = ([point[key] for point in points] for key in ("macs_ratio", "top1"))
+    at = [round(float(np.interp(share, cost, top1)), 4) if cost[0] <= share <= cost[-1] else None for share in SHARES]
+    rounded = [{key: round(value, 4) for key, value in point.items()} for point in points[::-1]]
+    return named | {"training": _training(training), "top1_at_shares": at, "points": rounded}
+
+
+def own_px(name: str) -> int:
+    """The input size in a dense run's name."""
+    return int(name.removeprefix("d"))
+
+
+def load_answers(runs: Path, name: str, full_macs: int) -> Answers:
+    """What `models.evaluate` wrote, costs against `full_macs`."""
+    with np.load(runs / f"{name}.npz") as arrays:
+        macs_ratio = arrays["macs_ratio"].astype(float) * (_read(runs / f"{name}.json")["dense_macs"] / full_macs)
+        return Answers(arrays["point"], arrays["answer"] == arrays["label"], arrays["probability"], macs_ratio)
+
+
+def dumps(results: Row) -> str:
+    """JSON with a line for each point."""
+    text = json.dumps(results, indent=1)
+    return re.sub(r"[{\[][^{}\[\]]*[}\]]", lambda inner: " ".join(inner.group().split()), text) + "\n"
+
+
+def _short_runs(runs: Path) -> Row:
+    found = [short_run(_read(runs / f"{name}.json"), {"name": name, "what": what}) for name, what in SHORT.items()]
+    for run in found:
+        run["training"]["start"] = SHORT_START
+    images, top1 = _read(runs / "joint-heldout.json")["images"], found[0]["points"][0]["top1"]
+    return {
+        "images": images,
+        "standard_error_points": round(100 * math.sqrt(top1 * (1 - top1) / images), 2),
+        "start": short_run(_read(runs / f"{SHORT_START}.json"), {"name": SHORT_START}),
+        "shares": SHARES,
+        "runs": found,
+    }
+
+
+def _first_points(runs: Path, full_macs: int) -> list[Row]:
+    """Of the first model each image's answer wasn't kept."""
+    measured = _read(runs / f"{FIRST}-test.json")
+    scale, own = measured["dense_macs"] / full_macs, {"size_px": measured["image_size_px"]}
+    rows = [{name: row[name] for name in ("threshold", "macs_ratio", "top1")} for row in measured["rows"]]
+    return [own | row | {"macs_ratio": round(row["macs_ratio"] * scale, 4)} for row in rows]
+
+
+def _training(summary: Row) -> Row:
+    named = {"start": summary["init"], "teacher": summary.get("teacher"), "epochs": summary["config"]["epochs"]}
+    return named | {name: summary[name] for name in ("training_images", "wall_s", "device")}
+
+
+def _read(file: Path) -> Row:
+    return dict(json.loads(file.read_text()))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; 2 with one clear line for runs that are missing or don't fit."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, required=True, help="folder with the files of all runs")
+    parser.add_argument("--data", help="what the results call the test images; default: as the evaluation does")
+    parser.add_argument("--out", type=Path, required=True, help="the checkpoint's folder")
+    options = parser.parse_args(argv)
+    try:
+        results = gather(options.runs, options.data or _read(options.runs / f"{DENSE}-test.json")["data"])
+    except (OSError, ValueError, KeyError) as error:
+        print(f"models.results: {type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    (options.out / FIGURES).mkdir(parents=True, exist_ok=True)
+    (options.out / FILE).write_text(dumps(results))
+    for name, draw in (("frontier", plots.frontier), ("ablations", plots.ablations)):
+        figures.save(draw(results), options.out / FIGURES / f"{name}.png")
+    print(options.out / FILE)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,200 @@
+"""One training run in its folder: the loop, its checkpoints, its log. It knows no command line and no files of data."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from models import checkpoint
+from models.checkpoint import CheckpointError
+from models.config import TrainConfig
+from models.data import Images, epoch_order
+from models.pruned_vit import PrunedViT
+from models.stages import STAGES, Step
+
+STATE = "state.pt"  # optimiser and progress, beside the checkpoint; deleted by nobody, needed only to resume
+SAVE_EVERY_S = 120.0
+CHECK_EVERY = 16  # steps between looks at the loss
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where to compute and how precisely."""
+
+    device: str
+    dtype: torch.dtype  # of the computing; parameters and optimiser stay float32
+
+
+def pick_machine(device: str, precision: str) -> Machine:
+    """`auto` takes the GPU where there is one, and bfloat16 where the hardware has it (elsewhere it is slower)."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if precision != "auto":
+        return Machine(device, {"fp32": torch.float32, "bf16": torch.bfloat16}[precision])
+    if device == "cuda":
+        return Machine(device, torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32)
+    fast = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return Machine(device, torch.bfloat16 if fast.get("avx512_bf16") or fast.get("amx_bf16") else torch.float32)
+
+
+def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
+    """Linear warm-up, then half a cosine down to 0."""
+    warmup = max(1, round(steps * config.warmup_ratio))
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+@dataclass
+class Progress:
+    """How far a run has come: what resuming needs besides weights and optimiser."""
+
+    epoch: int = 0
+    images: int = 0  # of this epoch
+    history: tuple[dict[str, Any], ...] = ()  # one entry an epoch
+
+
+class MeanLoss:
+    """The mean of an epoch's losses, read rarely: reading waits for the device."""
+
+    def __init__(self) -> None:
+        self.total: Tensor | float = 0.0
+        self.steps = 0
+
+    def add(self, loss: Tensor) -> None:
+        """Count one step's loss."""
+        self.total, self.steps = self.total + loss, self.steps + 1
+
+    def check(self) -> float:
+        """The mean so far; FloatingPointError says what to do if a step's loss wasn't finite."""
+        value = float(self.total) / max(1, self.steps)
+        if not math.isfinite(value):
+            raise FloatingPointError(f"the loss is {value}: lower --learning-rate or use --precision fp32")
+        return value
+
+
+class Run:
+    """One training run in its folder: the loop, its checkpoints, its log."""
+
+    def __init__(
+        self, model: PrunedViT, config: TrainConfig, machine: Machine, out: Path, teacher: PrunedViT | None = None
+    ) -> None:
+        self.model = model.to(machine.device)  # float32, what the optimiser changes and checkpoints hold
+        half = machine.dtype is not torch.float32
+        self.working = copy.deepcopy(self.model).to(machine.dtype) if half else self.model  # what computes
+        self.teacher = None if teacher is None else teacher.to(machine.device, machine.dtype)
+        self.config, self.machine, self.out = config, machine, out
+        self.stage = STAGES[config.stage]
+        self.optimiser = torch.optim.AdamW(
+            self.stage.parameter_groups(model, config), lr=config.learning_rate, fused=machine.device == "cuda"
+        )
+        self.progress = Progress()
+        self.saved = time.monotonic()
+
+    def resume(self) -> bool:
+        """Go on from the folder's last state, if it has one of the same run; CheckpointError if it's another's."""
+        if not (self.out / STATE).exists():
+            return False
+        state = torch.load(self.out / STATE, map_location=self.machine.device, weights_only=True)
+        if state["config"] != as_json(self.config):
+            raise CheckpointError(f"{self.out} holds a run with other settings: give another --out or delete it")
+        self.model.load_state_dict(state["model"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self._refresh()
+        self.progress = Progress(**state["progress"] | {"history": tuple(state["progress"]["history"])})
+        return True
+
+    def save(self) -> None:
+        """Write the checkpoint and the state to resume from."""
+        checkpoint.save(self.model, self.out)
+        state = {
+            "config": as_json(self.config),
+            "model": self.model.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "progress": asdict(self.progress) | {"history": list(self.progress.history)},
+        }
+        partial = self.out / f"{STATE}.partial"
+        torch.save(state, partial)
+        partial.replace(self.out / STATE)
+        self.saved = time.monotonic()
+
+    def fit(self, training: Images, heldout: Images) -> None:
+        """Train to the last epoch, validating after each."""
+        while self.progress.epoch < self.config.epochs:
+            loss = self._epoch(training)
+            last = self.progress.epoch + 1 == self.config.epochs
+            due = last or (self.progress.epoch + 1) % self.config.validate_every == 0
+            figures = self._validate(heldout) if len(heldout) and due else {}
+            entry = {"epoch": self.progress.epoch, "loss": loss} | figures
+            print(json.dumps(entry), file=sys.stderr, flush=True)
+            self.progress = Progress(self.progress.epoch + 1, 0, (*self.progress.history, entry))
+            if self.progress.epoch == self.config.epochs or time.monotonic() - self.saved > SAVE_EVERY_S:
+                self.save()
+
+    def _epoch(self, training: Images) -> float:
+        config, progress = self.config, self.progress
+        order = epoch_order(len(training), config.seed, progress.epoch)
+        steps_an_epoch = math.ceil(len(order) / config.batch_size)
+        batches = training.batches(config.batch_size, order[progress.images :])
+        self.working.train()
+        losses = MeanLoss()
+        title = f"epoch {progress.epoch + 1}/{config.epochs}"
+        with tqdm(total=len(order), initial=progress.images, unit="img", desc=title, mininterval=2) as bar:
+            for pixels, labels in batches:
+                step = progress.epoch * steps_an_epoch + progress.images // config.batch_size
+                losses.add(self._step(pixels, labels, step, config.epochs * steps_an_epoch))
+                progress.images += len(labels)
+                bar.update(len(labels))
+                if step % CHECK_EVERY == 0:
+                    bar.set_postfix(loss=f"{losses.check():.4f}", refresh=False)
+                if time.monotonic() - self.saved > SAVE_EVERY_S:
+                    self.save()
+        return losses.check()
+
+    def _step(self, pixels: Tensor, labels: Tensor, step: int, steps: int) -> Tensor:
+        rate = learning_rate(step, steps, self.config)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate * group.get("lr_scale", 1.0)
+        rng = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
+        torch.manual_seed(rng.initial_seed())  # stochastic depth and gate noise draw from the device's own generator
+        context = Step(self.config, rng, step / steps, self.teacher)
+        self.working.zero_grad(set_to_none=True)
+        loss = self.stage.loss(self.working, *self._move(pixels, labels), context)
+        loss.backward()
+        if self.working is not self.model:
+            for own, computed in zip(self.model.parameters(), self.working.parameters(), strict=True):
+                own.grad = None if computed.grad is None else computed.grad.float()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimiser.step()
+        self._refresh()
+        return loss.detach()
+
+    @torch.no_grad()
+    def _refresh(self) -> None:
+        """Round the model's parameters to those that compute."""
+        if self.working is not self.model:
+            torch._foreach_copy_(list(self.working.parameters()), list(self.model.parameters()))
+
+    @torch.inference_mode()
+    def _validate(self, heldout: Images) -> dict[str, Any]:
+        self.working.eval()
+        batches = (self._move(*batch) for batch in heldout.batches(self.config.batch_size))
+        return self.stage.validate(self.working, batches, self.config)
+
+    def _move(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        return pixels.to(self.machine.device), labels.to(self.machine.device)
+
+
+def as_json(config: TrainConfig) -> dict[str, Any]:
+    """The settings as JSON holds them: lists for tuples."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}

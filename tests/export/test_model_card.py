@@ -1,0 +1,140 @@
+"""The card's comparison with rivals: every number from the results, every verdict from the numbers."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from export.__main__ import main
+from export.model_card import render
+from service.artifact import load_bundle
+
+TOP1 = 0.8765  # the toy dense rival's
+
+
+def point(macs_ratio: float, lost: float, error: float | None = 0.25) -> dict[str, Any]:
+    row = {"macs_ratio": macs_ratio, "top1": TOP1 - lost / 100, "lost_points": lost}
+    return row if error is None else row | {"standard_error_points": error}
+
+
+def method(name: str, *reached: dict[str, Any] | None) -> dict[str, Any]:
+    return {"name": name, "what": f"method {name}", "reached": list(reached)}
+
+
+def run(name: str, top1: float, *at: float | None) -> dict[str, Any]:
+    training = {"epochs": 3, "start": "s", "teacher": None}
+    return {"name": name, "what": f"run {name}", "training": training, "points": [{"top1": top1}], "top1_at_shares": at}
+
+
+RESULTS: dict[str, Any] = {
+    "data": "toys",
+    "images": 12,
+    "dense": {"size_px": 64, "macs": 1000, "top1": TOP1},
+    "budgets": [0.8, 0.4],
+    "goals_lost_points": {"joint": [0.5, 2.0], "gates_alone": [0.5]},
+    "goal_top1": 0.9,
+    "methods": [
+        method("joint", point(0.79, 0.5), point(0.37, 2.5)),
+        method("gates_alone", point(0.75, 0.7), None),
+        method("resize_mixed", point(0.8, 0.9, None), point(0.4, 2.25, None)),
+        method("tuned_mixed", point(0.8, 1.0, None), point(0.4, 3.0, None)),
+        method("two_step_tuned", point(0.8, -0.1), point(0.4, 1.0)),
+    ],
+    "short_runs": {
+        "images": 50,
+        "standard_error_points": 0.6,
+        "start": run("s", 0.8),
+        "shares": [0.9, 0.7],
+        "runs": [run("a", 0.9, 0.88, 0.81), run("b", 0.89, 0.85, None)],
+    },
+    "runs": [{"name": "joint", "points": [{"size_px": 64, "threshold": 0.0, "macs_ratio": 1.0, "top1": TOP1}]}],
+}
+
+
+def card(bundle: Path, results: dict[str, Any] | None, figures: tuple[str, ...] = ()) -> str:
+    training, evaluation, parity = (
+        json.loads((bundle / f"{name}.json").read_text()) for name in ("train", "evaluation", "parity")
+    )
+    return render(load_bundle(bundle).manifest, training, evaluation, parity, results, figures)
+
+
+def test_the_rivals_table_and_its_verdicts_follow_from_the_results(tiny_bundle: Path) -> None:
+    text = card(tiny_bundle, RESULTS)
+    assert "| points lost within | 80 % of MACs | 40 % of MACs |" in text
+    assert "| method joint | 0.50 ± 0.2 (79 %) | 2.50 ± 0.2 (37 %) |" in text
+    assert "| method gates_alone | 0.70 ± 0.2 (75 %) | - |" in text
+    assert "| method resize_mixed | 0.90 (80 %) | 2.25 (40 %) |" in text
+    assert "Dense: 87.65 % of 90.0 % wanted (**not met**)." in text
+    assert "0.50 of 0.5 at 80 % (met), 2.50 of 2 at 40 % (**not met**)." in text
+    assert "Threshold alone, at the full size, points lost of those allowed: 0.70 of 0.5 at 80 % (**not met**)." in text
+    assert "Ahead at 1 of 2 budgets against itself" in text
+    assert "+0.40 points at 80 %, -0.25 points at 40 %." in text
+    assert "Ahead of dense models of one size each" in text
+    assert "Behind two dense models in two steps: -0.60 points at 80 %, -1.50 points at 40 %." in text
+    assert "Least is lost, at every budget, by method two_step_tuned." in text
+    assert "![" not in text
+
+
+def test_better_numbers_change_the_verdicts(tiny_bundle: Path) -> None:
+    better = copy.deepcopy(RESULTS)
+    better["methods"][0] = method("joint", point(0.79, 0.2), point(0.37, 0.9))
+    better["dense"]["top1"] = 0.91
+    text = card(tiny_bundle, better)
+    assert "91.00 % of 90.0 % wanted (met)." in text
+    assert "0.20 of 0.5 at 80 % (met), 0.90 of 2 at 40 % (met)." in text
+    assert "Ahead at 1 of 2 budgets against two dense models in two steps" in text
+    assert "Least is lost by method two_step_tuned at 80 %, method joint at 40 %." in text
+
+
+def test_short_runs_are_shown_with_their_standard_error(tiny_bundle: Path) -> None:
+    text = card(tiny_bundle, RESULTS, ("ablations.png",))
+    assert "3 epochs each from one dense start (80.0 %), judged on 50 held-out training images." in text
+    assert "One standard error is 0.6 points, so differences below 1.2 say little." in text
+    assert "| run | no patch skipped | at 90 % of MACs | at 70 % of MACs |" in text
+    assert "| run a | 90.0 % | 88.0 % | 81.0 % |" in text
+    assert "| run b | 89.0 % | 85.0 % | - |" in text
+    assert "(figures/ablations.png)" in text
+    assert "(figures/frontier.png)" not in text
+
+
+def test_a_card_without_results_has_none_of_it_and_pictures_only_where_they_are(tiny_bundle: Path) -> None:
+    assert "Against its rivals" not in card(tiny_bundle, None)
+    text = card(tiny_bundle, None, ("depth.png", "similarity.png", "unknown.png"))
+    assert text.index("figures/similarity.png") < text.index("figures/depth.png")
+    assert "unknown" not in text
+    assert "adaptive.png" not in text
+
+
+def test_a_bundle_carries_results_and_figures_and_drops_those_of_another_model(
+    toy_checkpoint: Path, toy_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out, results = tmp_path / "checkpoint", tmp_path / "zoo" / "tiny", copy.deepcopy(RESULTS)
+    shutil.copytree(toy_checkpoint, folder)
+    (folder / "figures").mkdir()
+    (folder / "figures" / "frontier.png").write_bytes(b"a picture")
+    rows = json.loads((folder / "evaluation.json").read_text())["rows"]
+    results["runs"][0]["points"][0]["top1"] = rows[0]["top1"]
+    (folder / "results.json").write_text(json.dumps(results))
+    arguments = ["--checkpoint", str(folder), "--out", str(out), "--images", str(toy_images), "--origin", "somewhere"]
+    assert main(arguments) == 0
+    manifest = load_bundle(out).manifest
+    assert "results.json" in manifest.files
+    assert "frontier.png" not in str(manifest.files)
+    assert (out / "figures" / "frontier.png").read_bytes() == b"a picture"
+    assert "![Accuracy against cost](figures/frontier.png)" in (out / "README.md").read_text()
+
+    results["runs"][0]["points"][0]["top1"] -= 0.01
+    (folder / "results.json").write_text(json.dumps(results))
+    assert main(arguments) == 1
+    assert "results.json is of another model than evaluation.json" in capsys.readouterr().err
+
+    (folder / "results.json").unlink()
+    shutil.rmtree(folder / "figures")
+    assert main(arguments) == 0
+    assert not (out / "results.json").exists()
+    assert not (out / "figures").exists()
