@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -50,6 +51,7 @@ class OnnxEngine:
         self._classes = len(bundle.manifest.labels)
         self._layers = bundle.manifest.layers
         self._graphs = {graph.size_px: graph for graph in bundle.manifest.graphs}
+        _share_arena()
         self._sessions = {graph.size_px: self._session(bundle, graph, threads) for graph in bundle.manifest.graphs}
 
     def infer(self, images: NDArray[np.uint8], threshold: NDArray[np.float32]) -> EngineOutput:
@@ -79,9 +81,10 @@ class OnnxEngine:
         options.inter_op_num_threads = 1  # the graph is a chain: there is nothing to run beside
         options.log_severity_level = 3
         # Batch size and kept patches change from run to run, so a plan for one shape's memory rarely fits the next.
-        # The arena stays on: it keeps the largest run's memory, and `warm_up` makes that run first, so that the
-        # process reaches its size before it is ready and not under its first load.
+        # The arena stays on, one for all sizes: it keeps the largest run's memory, and `warm_up` makes that run first,
+        # so that the process reaches its size before it is ready and not under its first load.
         options.enable_mem_pattern = False
+        options.add_session_config_entry("session.use_env_allocators", "1")
         # `session.intra_op.allow_spinning` stays at its default, on: between the operators of a run threads would
         # otherwise sleep and wake hundreds of times a batch. They stop spinning soon after a run ends.
         try:
@@ -108,16 +111,23 @@ def check_output(output: EngineOutput, *, rows: int) -> None:
 
 
 def warm_up(engine: Engine, sizes_px: Sequence[int], *, max_batch_size: int) -> None:
-    """Run the largest and the smallest batch of every size, computing all, some and few patches.
+    """Run the largest batch of the largest size, which takes the most memory, then one image of every size.
 
-    The first run of a shape pays for allocation and kernel choice; here nobody waits for it.
+    The first runs pay for allocation and kernel choice; here nobody waits for them.
     """
-    for size_px in sizes_px:
-        for batch_size in dict.fromkeys((max_batch_size, 1)):
-            images = np.zeros((batch_size, size_px, size_px, 3), np.uint8)
-            for threshold in (0.0, 0.5, 1.0):
-                output = engine.infer(images, np.full(batch_size, threshold, np.float32))
-                check_output(output, rows=batch_size)
+    for size_px, batch_size in ((max(sizes_px), max_batch_size), *((size_px, 1) for size_px in sizes_px)):
+        images = np.zeros((batch_size, size_px, size_px, 3), np.uint8)
+        for threshold in (0.0, 0.5):
+            output = engine.infer(images, np.full(batch_size, threshold, np.float32))
+            check_output(output, rows=batch_size)
+
+
+@cache
+def _share_arena() -> None:
+    """Make the one CPU arena that all sessions of this process take their memory from."""
+    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    grow_as_asked = 1  # instead of doubling
+    ort.create_and_register_allocator(memory, ort.OrtArenaCfg(0, grow_as_asked, -1, -1))
 
 
 def _available_providers() -> list[str]:

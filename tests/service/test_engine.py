@@ -83,11 +83,11 @@ def test_an_output_unlike_the_manifest_is_an_error(bundle: Bundle) -> None:
         engine.infer(noise(1, manifest.full.size_px), np.zeros(1, np.float32))
 
 
-def test_warming_up_runs_the_largest_batch_of_every_size_first() -> None:
+def test_warming_up_runs_the_largest_batch_of_the_largest_size_first_then_every_size() -> None:
     engine = FakeEngine()
     warm_up(engine, fake_manifest().sizes_px, max_batch_size=5)
-    assert [len(batch) for batch in engine.batches] == [5, 5, 5, 1, 1, 1] * 2
-    assert engine.sizes == [28] * 6 + [14] * 6
+    assert [len(batch) for batch in engine.batches] == [5, 5, 1, 1, 1, 1]
+    assert engine.sizes == [28, 28, 28, 28, 14, 14]
 
 
 @pytest.mark.parametrize(
