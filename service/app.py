@@ -24,7 +24,7 @@ from service.lifecycle import Lifecycle
 from service.metrics import Metrics
 from service.preprocess import ImageLimits
 from service.request_context import RequestContext
-from service.routes import classify, models, ops
+from service.routes import classify, models, ops, v2
 from service.schemas import Problem
 from service.serving import Serving, State
 from service.settings import Settings
@@ -70,7 +70,7 @@ def create_app(
     app.state.lifecycle = lifecycle
     app.add_middleware(RequestContext, on_end=partial(_count, metrics))
     add_error_handlers(app)
-    for router in (classify.router, models.router, ops.router):
+    for router in (classify.router, models.router, v2.router, ops.router):
         app.include_router(router)
     _describe_problems(app)
     return app

@@ -1,11 +1,12 @@
-"""Images out of a request's body: raw bytes or multipart parts, with every limit enforced while the body streams in.
+"""A request's body, as a whole or as the images in it, with every limit enforced while it streams in.
 
-It hands on bytes as they came; what they are is decided by `preprocess.py`, by sniffing: `curl --data-binary` calls a
-PNG a form, and phones call a WebP a JPEG.
+Images are raw bytes or multipart parts. It hands on bytes as they came; what they are is decided by `preprocess.py`, by
+sniffing: `curl --data-binary` calls a PNG a form, and phones call a WebP a JPEG.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -56,6 +57,39 @@ async def read_images(request: Request, limits: BodyLimits) -> list[bytes]:
     body = bytearray()
     await _stream(request, limits.max_image_bytes, body.extend)
     return [bytes(body)]
+
+
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """The whole body of a request, inflated if it's compressed with gzip or deflate.
+
+    Raises:
+        TooLarge: more than `max_bytes`, compressed or inflated.
+        BadRequest: another content encoding, or compressed data that are broken or cut short.
+        ClientDisconnect: the client left before the body was complete.
+    """
+    body = bytearray()
+    encoding = request.headers.get("content-encoding", "identity").lower()
+    if encoding == "identity":
+        await _stream(request, max_bytes, body.extend)
+        return bytes(body)
+    if encoding not in ("gzip", "deflate"):
+        raise BadRequest(f"content-encoding: {encoding[:40]!r} isn't taken, only gzip and deflate")
+    inflater = zlib.decompressobj(wbits=32 + zlib.MAX_WBITS)  # tells gzip's header from zlib's by itself
+
+    def inflate(chunk: bytes) -> None:
+        try:
+            body.extend(inflater.decompress(chunk, max_bytes + 1 - len(body)))
+        except zlib.error:
+            raise BadRequest(f"the body isn't {encoding} data, as content-encoding says") from None
+        if len(body) > max_bytes:
+            raise TooLarge(f"the body inflates to more than {max_bytes} bytes, the limit")
+        if inflater.unused_data:
+            raise BadRequest(f"bytes follow the end of the body's {encoding} data")
+
+    await _stream(request, max_bytes, inflate)
+    if not inflater.eof:
+        raise BadRequest(f"the body's {encoding} data are cut short")
+    return bytes(body)
 
 
 async def _stream(request: Request, max_bytes: int, feed: Callable[[bytes], None]) -> None:

@@ -1,7 +1,11 @@
-"""Errors become `application/problem+json` (RFC 9457). One table says how; everything that goes wrong passes here."""
+"""Errors become `application/problem+json` (RFC 9457). One table says how; everything that goes wrong passes here.
+
+Under `/v2` they have the Open Inference Protocol's body instead, `{"error": "..."}`; status and headers are the same.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 from http import HTTPStatus
 from typing import NamedTuple
@@ -14,6 +18,7 @@ from service import errors
 from service.schemas import Parameter, Problem
 
 MEDIA_TYPE = "application/problem+json"
+PROTOCOL_PATH = "/v2"
 
 
 class Row(NamedTuple):
@@ -41,9 +46,11 @@ STATUS: dict[type[errors.ServiceError], Row] = {
 
 
 def problem(
-    status: int, title: str, detail: str, request_id: str, *, parameters: list[Parameter] | None = None
+    path: str, status: int, title: str, detail: str, request_id: str, *, parameters: list[Parameter] | None = None
 ) -> Response:
-    """A problem document as a response; its type is made from the title."""
+    """What went wrong as a response to a request for `path`: a problem document, whose type is made from the title."""
+    if path == PROTOCOL_PATH or path.startswith(f"{PROTOCOL_PATH}/"):
+        return Response(json.dumps({"error": detail}), status, media_type="application/json")
     slug = "".join(c if c.isalnum() else "-" for c in title.lower().replace("'", ""))
     document = Problem(
         type=f"urn:skipvit:problem:{slug}",
@@ -71,7 +78,7 @@ async def _on_service_error(request: Request, error: Exception) -> Response:
     row = STATUS.get(type(error), STATUS[errors.ServiceError]) if isinstance(error, errors.ServiceError) else None
     assert row is not None, "the handler is registered for ServiceError only. This is a bug."
     request.state.outcome = row.outcome
-    response = problem(row.status, row.title, str(error), _request_id(request))
+    response = problem(request.url.path, row.status, row.title, str(error), _request_id(request))
     if isinstance(error, errors.Overloaded):
         response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     elif isinstance(error, errors.NotReady):
@@ -91,7 +98,7 @@ async def _on_invalid_request(request: Request, error: Exception) -> Response:
             parameters.append(Parameter(name=where, message=item["msg"]))
     detail = "; ".join(f"{parameter.name}: {parameter.message}" for parameter in parameters)
     row = STATUS[errors.BadParameter]
-    return problem(row.status, row.title, detail, _request_id(request), parameters=parameters)
+    return problem(request.url.path, row.status, row.title, detail, _request_id(request), parameters=parameters)
 
 
 def _shown(value: object) -> str:
@@ -104,6 +111,6 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     request.state.outcome = "invalid"
     title = HTTPStatus(error.status_code).phrase
     detail = f"{request.method} {request.url.path}: {error.detail}"
-    response = problem(error.status_code, title, detail, _request_id(request))
+    response = problem(request.url.path, error.status_code, title, detail, _request_id(request))
     response.headers.update(error.headers or {})
     return response

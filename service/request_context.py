@@ -65,7 +65,9 @@ class RequestContext:
             logger.exception("%s an unexpected error. This is a bug.", request_id)
             state["outcome"] = "error"
             if not status:
-                response = problem(500, "Internal error", "an unexpected error; it was logged", request_id)
+                response = problem(
+                    scope["path"], 500, "Internal error", "an unexpected error; it was logged", request_id
+                )
                 await response(scope, receive, send_with_id)
         finally:
             duration_s = self._clock() - started_s

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from functools import partial
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
@@ -16,22 +16,13 @@ from service import schemas
 from service.artifact import Manifest
 from service.batch import Answer
 from service.body import IMAGE_TYPES, MULTIPART, read_images
-from service.budget import Choice, choose
+from service.budget import choose
 from service.error_handlers import MEDIA_TYPE
-from service.errors import DeadlinePassed, UnknownModel
+from service.errors import DeadlinePassed
+from service.exchange import CLIENT_LEFT, Measured, ask, count_request, find_model, record, server_timing
 from service.explain import overlay_uri
-from service.results import Receipt, make_receipt, make_result
+from service.results import make_receipt, make_result
 from service.serving import Serving, ServingDep
-
-UNKNOWN_MODEL = "unknown"  # the label of requests for a model that isn't served
-_CLIENT_LEFT = 499  # nobody reads it; nginx's number in the log
-
-
-async def count_request(request: Request, serving: ServingDep) -> None:
-    """Mark the request as one that `skipvit_requests_total` counts; runs before parameters are looked at."""
-    request.state.model = serving.manifest.name
-    request.state.outcome = "error"
-
 
 router = APIRouter(prefix="/v1", tags=["classify"])
 
@@ -109,11 +100,7 @@ async def classify(
     ] = None,
 ) -> Response:
     """Classify one image, or each of several, computing only the patches it needs."""
-    try:
-        manifest = serving.require_model(query.model)
-    except UnknownModel:
-        request.state.model = UNKNOWN_MODEL
-        raise
+    manifest = find_model(request, serving, query.model)
     choice = choose(
         manifest,
         threshold=query.threshold,
@@ -127,10 +114,11 @@ async def classify(
     serving.batcher.check_room(1)  # a full queue refuses before it reads and decodes
     try:
         images, decode_s = await _receive(request, serving, choice.size_px, deadline)
-        answers = await _ask(request, serving, images, choice, deadline)
+        thresholds = [choice.threshold] * len(images)
+        answers = await ask(request, serving, images, thresholds, deadline)
     except ClientDisconnect:
         request.state.outcome = "cancelled"
-        return Response(status_code=_CLIENT_LEFT)
+        return Response(status_code=CLIENT_LEFT)
     receipts = [make_receipt(manifest, choice.size_px, answer.kept) for answer in answers]
     overlays = await _draw(serving, images, answers) if query.explain == "overlay" else None
     results = [
@@ -145,26 +133,10 @@ async def classify(
         )
         for index, (receipt, answer) in enumerate(zip(receipts, answers, strict=True))
     ]
-    measured = _Measured(decode_s, answers, serving.batcher.now() - request.state.started_s)
-    _record(serving, manifest, choice, receipts, measured)
+    measured = Measured(decode_s, answers, serving.batcher.now() - request.state.started_s)
+    record(serving, receipts, thresholds, measured)
     request.state.outcome = "ok"
     return _respond(manifest, results, measured)
-
-
-class _Measured(NamedTuple):
-    """A request's phases; of several images the slowest counts."""
-
-    decode_s: float
-    answers: Sequence[Answer]
-    total_s: float
-
-    @property
-    def queue_s(self) -> float:
-        return max(answer.queue_s for answer in self.answers)
-
-    @property
-    def inference_s(self) -> float:
-        return max(answer.inference_s for answer in self.answers)
 
 
 async def _receive(
@@ -181,64 +153,22 @@ async def _receive(
         raise DeadlinePassed("the deadline passed before the images were received and decoded") from None
 
 
-async def _ask(
-    request: Request, serving: Serving, images: list[NDArray[np.uint8]], choice: Choice, deadline: float
-) -> list[Answer]:
-    """Wait for all answers, or withdraw the images when the client leaves (ClientDisconnect) or one fails."""
-    futures = serving.batcher.submit_many(images, [choice.threshold] * len(images), deadline)
-    everything = asyncio.gather(*futures)
-    everything.add_done_callback(lambda done: done.cancelled() or done.exception())  # may end with nobody asking
-    leaving = asyncio.create_task(_wait_for_disconnect(request))
-    try:
-        await asyncio.wait((everything, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not everything.done():
-            raise ClientDisconnect
-        return everything.result()
-    finally:
-        leaving.cancel()
-        for future in futures:
-            future.cancel()
-
-
-async def _wait_for_disconnect(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
 async def _draw(serving: Serving, images: Sequence[NDArray[np.uint8]], answers: Sequence[Answer]) -> list[str]:
     pairs = zip(images, answers, strict=True)
     drawings = [serving.decoders.run(partial(overlay_uri, image, answer.kept)) for image, answer in pairs]
     return list(await asyncio.gather(*drawings))
 
 
-def _record(
-    serving: Serving, manifest: Manifest, choice: Choice, receipts: Sequence[Receipt], measured: _Measured
-) -> None:
-    serving.metrics.on_answer(
-        manifest.name,
-        receipts,
-        threshold=choice.threshold,
-        decode_s=measured.decode_s,
-        queue_s=measured.queue_s,
-    )
-
-
-def _respond(manifest: Manifest, results: list[schemas.Result], measured: _Measured) -> Response:
-    timing = schemas.TimingMs(
-        decode=measured.decode_s * 1e3,
-        queue=measured.queue_s * 1e3,
-        inference=measured.inference_s * 1e3,
-        total=measured.total_s * 1e3,
-    )
+def _respond(manifest: Manifest, results: list[schemas.Result], measured: Measured) -> Response:
+    timing = measured.timing_ms()
     answer = schemas.ClassifyResponse(
         model=schemas.ModelId(name=manifest.name, version=manifest.version),
         results=results,
         timing_ms=timing,
         batch_size=max(answer.batch_size for answer in measured.answers),
     )
-    phases = ", ".join(f"{phase};dur={duration:.3f}" for phase, duration in timing.model_dump().items())
     return Response(
         answer.model_dump_json(exclude_none=True),
         media_type="application/json",
-        headers={"Server-Timing": phases},
+        headers={"Server-Timing": server_timing(timing)},
     )

@@ -1,0 +1,125 @@
+"""One request's exchange with the batcher: counted, waited for, withdrawn when the client leaves, recorded.
+
+Shared by every route that classifies. It knows futures only to gather and to cancel them, and no body and no format.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from fastapi import Request
+from numpy.typing import NDArray
+from starlette.requests import ClientDisconnect
+
+from service.artifact import Manifest
+from service.batch import Answer
+from service.errors import UnknownModel
+from service.results import Receipt
+from service.schemas import TimingMs
+from service.serving import Serving, ServingDep
+
+CLIENT_LEFT = 499  # nobody reads it; nginx's number in the log
+UNKNOWN_MODEL = "unknown"  # the label of requests for a model that isn't served
+
+
+async def count_request(request: Request, serving: ServingDep) -> None:
+    """Mark the request as one that `skipvit_requests_total` counts; runs before parameters are looked at."""
+    request.state.model = serving.manifest.name
+    request.state.outcome = "error"
+
+
+def find_model(request: Request, serving: Serving, name: str | None, version: str | None = None) -> Manifest:
+    """The manifest of the model that a request asks for, and of the version if it names one.
+
+    Raises:
+        UnknownModel: it isn't served; if the request is counted, then under the label for all such models.
+    """
+    try:
+        manifest = serving.require_model(name)
+        if version not in (None, manifest.version):
+            raise UnknownModel(
+                f"{manifest.name!r} has no version {version[:100]!r} here; there is {manifest.version!r}"
+            )
+    except UnknownModel:
+        if hasattr(request.state, "model"):
+            request.state.model = UNKNOWN_MODEL
+        raise
+    return manifest
+
+
+class Measured(NamedTuple):
+    """A request's phases; of several images the slowest counts."""
+
+    decode_s: float
+    answers: Sequence[Answer]
+    total_s: float
+
+    @property
+    def queue_s(self) -> float:
+        return max(answer.queue_s for answer in self.answers)
+
+    @property
+    def inference_s(self) -> float:
+        return max(answer.inference_s for answer in self.answers)
+
+    def timing_ms(self) -> TimingMs:
+        """The phases as they go over the wire."""
+        return TimingMs(
+            decode=self.decode_s * 1e3,
+            queue=self.queue_s * 1e3,
+            inference=self.inference_s * 1e3,
+            total=self.total_s * 1e3,
+        )
+
+
+def server_timing(timing: TimingMs) -> str:
+    """The value of a `Server-Timing` header."""
+    return ", ".join(f"{phase};dur={duration:.3f}" for phase, duration in timing.model_dump().items())
+
+
+async def ask(
+    request: Request,
+    serving: Serving,
+    images: Sequence[NDArray[np.uint8]],
+    thresholds: Sequence[float],
+    deadline: float,
+) -> list[Answer]:
+    """Wait for all answers, or withdraw the images when the client leaves (ClientDisconnect) or one fails.
+
+    Args:
+        images: each (S, S, 3); they must not change until answered.
+        thresholds: one for each image.
+        deadline: the batcher's clock's time after which nobody wants the answers.
+    """
+    futures = serving.batcher.submit_many(images, thresholds, deadline)
+    everything = asyncio.gather(*futures)
+    everything.add_done_callback(lambda done: done.cancelled() or done.exception())  # may end with nobody asking
+    leaving = asyncio.create_task(_wait_for_disconnect(request))
+    try:
+        await asyncio.wait((everything, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not everything.done():
+            raise ClientDisconnect
+        return everything.result()
+    finally:
+        leaving.cancel()
+        for future in futures:
+            future.cancel()
+
+
+def record(serving: Serving, receipts: Sequence[Receipt], thresholds: Sequence[float], measured: Measured) -> None:
+    """Hand what a request cost to the metrics; its threshold is the mean over its images."""
+    serving.metrics.on_answer(
+        serving.manifest.name,
+        receipts,
+        threshold=sum(thresholds) / len(thresholds),
+        decode_s=measured.decode_s,
+        queue_s=measured.queue_s,
+    )
+
+
+async def _wait_for_disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

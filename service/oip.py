@@ -1,0 +1,204 @@
+"""What the Open Inference Protocol's documents mean for the served model: its metadata, and what a request asks of it.
+
+Pure. It knows the manifest and arrays; it knows no wire format (`tensors.py`), no HTTP and no queue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel
+
+from service.artifact import Manifest
+from service.errors import BadRequest, TooLarge
+from service.tensors import InferenceRequest, InputTensor, Parameters, RequestedOutput, Tensor, read_tensors
+
+PLATFORM = "onnxruntime_onnx"
+EXTENSIONS = ["binary_tensor_data"]
+MAX_TIMEOUT_US = 600_000_000
+_MAX_JSON_BYTES_PER_VALUE = 8  # three digits, a comma, a space and brackets
+_JSON_BYTES_BESIDE_IMAGES = 65536
+
+_DATATYPES = {"images": "UINT8", "threshold": "FP32"}
+_OURS = ("threshold", "timeout", "binary_data_output")
+# Reserved by the protocol's servers and clients; nothing here depends on them.
+_IGNORED = ("priority", "sequence_id", "sequence_start", "sequence_end", "headers", "content_type")
+_UNSUPPORTED = ("classification", "shared_memory_region")
+
+
+class ServerMetadata(BaseModel):
+    """`GET /v2`."""
+
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class TensorMetadata(BaseModel):
+    """One input or output; -1 is any length."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+    optional: bool | None = None
+
+
+class ModelMetadata(BaseModel):
+    """`GET /v2/models/{name}`."""
+
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[TensorMetadata]
+    outputs: list[TensorMetadata]
+
+
+class Asked(NamedTuple):
+    """A request, understood."""
+
+    images: NDArray[np.uint8]  # (B, S, S, 3), S one of the bundle's sizes
+    thresholds: list[float] | None  # one for each image; None: the service's default
+    timeout_s: float | None
+    outputs: tuple[tuple[str, bool], ...]  # name, and whether to send it as binary data
+
+    @property
+    def size_px(self) -> int:
+        return int(self.images.shape[1])
+
+
+def describe(manifest: Manifest) -> ModelMetadata:
+    """The model's metadata; sizes that differ between its graphs are -1."""
+    patches = {graph.patches for graph in manifest.graphs}
+    side = manifest.full.size_px if len(manifest.graphs) == 1 else -1
+    return ModelMetadata(
+        name=manifest.name,
+        versions=[manifest.version],
+        platform=PLATFORM,
+        inputs=[
+            TensorMetadata(name="images", datatype="UINT8", shape=[-1, side, side, 3]),
+            TensorMetadata(name="threshold", datatype="FP32", shape=[-1], optional=True),
+        ],
+        outputs=[
+            TensorMetadata(name="logits", datatype="FP32", shape=[-1, len(manifest.labels)]),
+            TensorMetadata(
+                name="kept", datatype="BOOL", shape=[-1, manifest.layers, patches.pop() if len(patches) == 1 else -1]
+            ),
+        ],
+    )
+
+
+def max_json_bytes(manifest: Manifest, max_images: int) -> int:
+    """Bytes of JSON that `max_images` images of the full size can take."""
+    values = max_images * manifest.full.size_px**2 * 3
+    return values * _MAX_JSON_BYTES_PER_VALUE + _JSON_BYTES_BESIDE_IMAGES
+
+
+def understand(manifest: Manifest, request: InferenceRequest, binary: memoryview, *, max_images: int) -> Asked:
+    """What a request asks, checked in full; `images` may be a view of `binary`.
+
+    Raises:
+        BadRequest: something the model doesn't take; the message names it.
+        TooLarge: more than `max_images` images.
+    """
+    _check_names([tensor.name for tensor in request.inputs], tuple(_DATATYPES), "input")
+    declared = {tensor.name: tensor for tensor in request.inputs}
+    if "images" not in declared:
+        raise BadRequest("the input 'images' is missing")
+    for tensor in request.inputs:
+        if tensor.datatype != _DATATYPES[tensor.name]:
+            raise BadRequest(f"{tensor.name}: the datatype is {_DATATYPES[tensor.name]}, not {tensor.datatype[:40]!r}")
+    _check_shapes(manifest, declared, max_images)
+    _check_parameters(request.parameters)
+    tensors = {tensor.name: tensor for tensor in read_tensors(request.inputs, binary)}
+    images = tensors["images"].data
+    return Asked(
+        images=images,
+        thresholds=_thresholds(request.parameters, tensors.get("threshold"), rows=len(images)),
+        timeout_s=_timeout_s(request.parameters),
+        outputs=_outputs(request.outputs, request.parameters),
+    )
+
+
+def _check_names(names: Sequence[str], known: tuple[str, ...], kind: str) -> None:
+    for name in names:
+        if name not in known:
+            raise BadRequest(f"unknown {kind} {name[:100]!r}; there are {' and '.join(known)}")
+        if names.count(name) > 1:
+            raise BadRequest(f"the {kind} {name!r} is there more than once")
+
+
+def _check_shapes(manifest: Manifest, declared: dict[str, InputTensor], max_images: int) -> None:
+    """Before any data are read: rows within the limit, a size that there is, a threshold for each row."""
+    shape = declared["images"].shape
+    if len(shape) != 4 or shape[1] != shape[2] or shape[3] != 3:
+        raise BadRequest(f"images: shape {shape} isn't [images, size, size, 3], channels last")
+    rows, size_px = shape[:2]
+    if size_px not in manifest.sizes_px:
+        sizes = ", ".join(str(size) for size in manifest.sizes_px)
+        raise BadRequest(f"images: {size_px} px isn't one of the model's input sizes, {sizes}")
+    if rows == 0:
+        raise BadRequest("images: there are none")
+    if rows > max_images:
+        raise TooLarge(f"images: {rows} in one request; the limit is {max_images}")
+    if "threshold" in declared and declared["threshold"].shape not in ([rows], [rows, 1]):
+        raise BadRequest(f"threshold: shape {declared['threshold'].shape} isn't [{rows}], one for each image")
+
+
+def _check_parameters(parameters: Parameters) -> None:
+    for name in parameters:
+        if name not in (*_OURS, *_IGNORED) and not name.startswith("triton_"):
+            raise BadRequest(f"unknown parameter {name[:100]!r}; known are {', '.join(_OURS)}")
+
+
+def _thresholds(parameters: Parameters, tensor: Tensor | None, *, rows: int) -> list[float] | None:
+    scalar = parameters.get("threshold")
+    if scalar is not None and tensor is not None:
+        raise BadRequest("give the parameter threshold or the input threshold, not both")
+    if scalar is not None:
+        if type(scalar) not in (int, float) or not 0 <= scalar <= 1:
+            raise BadRequest(f"parameters.threshold: {str(scalar)[:40]} isn't a number from 0 to 1")
+        return [float(scalar)] * rows
+    if tensor is None:
+        return None
+    values: list[float] = tensor.data.ravel().tolist()
+    for row, value in enumerate(values):
+        if not 0 <= value <= 1:  # NaN neither
+            raise BadRequest(f"threshold: {value} (image {row}) isn't from 0 to 1")
+    return values
+
+
+def _timeout_s(parameters: Parameters) -> float | None:
+    timeout_us = parameters.get("timeout", 0)
+    if type(timeout_us) is not int or not 0 <= timeout_us <= MAX_TIMEOUT_US:
+        raise BadRequest(
+            f"parameters.timeout: {str(timeout_us)[:40]} isn't a whole number of microseconds up to {MAX_TIMEOUT_US}"
+        )
+    return timeout_us / 1e6 or None  # the protocol's 0 is the service's default
+
+
+def _outputs(requested: Sequence[RequestedOutput], parameters: Parameters) -> tuple[tuple[str, bool], ...]:
+    known = ("logits", "kept")
+    _check_names([output.name for output in requested], known, "output")
+    everything = _flag(parameters, "binary_data_output", default=False)
+    for output in requested:
+        for name in _UNSUPPORTED:
+            if name in output.parameters:
+                raise BadRequest(f"{output.name}: the parameter {name!r} isn't supported")
+    chosen = tuple((output.name, _flag(output.parameters, "binary_data", default=everything)) for output in requested)
+    return chosen or tuple((name, everything) for name in known)
+
+
+def _flag(parameters: Parameters, name: str, *, default: bool) -> bool:
+    value = parameters.get(name, default)
+    if not isinstance(value, bool):
+        raise BadRequest(f"parameters.{name}: {str(value)[:40]} isn't true or false")
+    return value
+
+
+def answer_head(manifest: Manifest, request_id: str | None) -> dict[str, Any]:
+    """What an answer's JSON says beside its outputs."""
+    head = {"model_name": manifest.name, "model_version": manifest.version}
+    return head if request_id is None else {**head, "id": request_id}

@@ -1,0 +1,286 @@
+"""`/v2`: the Open Inference Protocol over REST, as KServe and Triton speak it, on the same queue as `/v1/classify`."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+from functools import partial
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+from fastapi import APIRouter, Depends, Header, Request, Response
+from pydantic import BaseModel
+from starlette.requests import ClientDisconnect
+
+from service.artifact import Manifest
+from service.body import read_body
+from service.budget import choose
+from service.errors import DeadlinePassed
+from service.exchange import (
+    CLIENT_LEFT,
+    Measured,
+    ask,
+    count_request,
+    find_model,
+    record,
+    server_timing,
+)
+from service.oip import (
+    EXTENSIONS,
+    Asked,
+    ModelMetadata,
+    ServerMetadata,
+    answer_head,
+    describe,
+    max_json_bytes,
+    understand,
+)
+from service.results import make_receipt
+from service.routes.ops import healthz, readyz
+from service.serving import Serving, ServingDep
+from service.tensors import Tensor, split_body, write_response
+
+_JSON_LENGTH = "Inference-Header-Content-Length"
+
+
+class ProtocolError(BaseModel):
+    """Every error under `/v2`."""
+
+    error: str
+
+
+class Live(BaseModel):
+    """Whether the server makes progress."""
+
+    live: bool
+
+
+class Ready(BaseModel):
+    """Whether the server takes traffic."""
+
+    ready: bool
+
+
+class ModelReady(Ready):
+    """Whether the model takes traffic."""
+
+    name: str
+
+
+class OutputTensor(BaseModel):
+    """`$response_output`; `data` is absent where binary data follow the JSON."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+    parameters: dict[str, int] | None = None
+    data: list[float | bool] | None = None
+
+
+class InferenceResponse(BaseModel):
+    """`$inference_response`."""
+
+    model_name: str
+    model_version: str
+    id: str | None = None
+    outputs: list[OutputTensor]
+
+
+router = APIRouter(
+    prefix="/v2",
+    tags=["open inference protocol"],
+    responses={
+        "4XX": {"model": ProtocolError, "description": "What was wrong with the request, by name"},
+        "5XX": {"model": ProtocolError, "description": "Starting or draining, the deadline passed, inference failed"},
+    },
+)
+
+
+_REQUEST_BODY: dict[str, Any] = {
+    "required": True,
+    "description": "`$inference_request` of the protocol. With the binary tensor extension the JSON comes first, "
+    f"`{_JSON_LENGTH}` says how long it is, and the tensors' bytes follow in the order of the inputs. "
+    "Inputs: `images` UINT8 [B, size, size, 3] and, optionally, `threshold` FP32 [B]. Parameters: `threshold`, "
+    "`timeout` (microseconds), `binary_data_output`.",
+    "content": {
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "required": ["inputs"],
+                "properties": {
+                    "id": {"type": "string"},
+                    "parameters": {"type": "object"},
+                    "inputs": {"type": "array", "items": {"type": "object"}},
+                    "outputs": {"type": "array", "items": {"type": "object"}},
+                },
+            },
+            "example": {
+                "id": "42",
+                "parameters": {"threshold": 0.5},
+                "inputs": [
+                    {
+                        "name": "images",
+                        "datatype": "UINT8",
+                        "shape": [1, 112, 112, 3],
+                        "parameters": {"binary_data_size": 37632},
+                    }
+                ],
+                "outputs": [{"name": "logits", "parameters": {"binary_data": False}}],
+            },
+        },
+        "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+    },
+}
+
+
+async def named_model(name: str, request: Request, serving: ServingDep) -> Manifest:
+    """The model that the path names; UnknownModel if it isn't served."""
+    return find_model(request, serving, name)
+
+
+async def named_version(name: str, version: str, request: Request, serving: ServingDep) -> Manifest:
+    """The model and version that the path names; UnknownModel if they aren't served."""
+    return find_model(request, serving, name, version)
+
+
+ModelDep = Annotated[Manifest, Depends(named_model)]
+VersionDep = Annotated[Manifest, Depends(named_version)]
+JsonLength = Annotated[
+    str | None, Header(alias=_JSON_LENGTH, description="Bytes of JSON before binary data; without it all is JSON.")
+]
+
+
+@router.get("")
+async def server_metadata() -> ServerMetadata:
+    """The server's name, version and extensions of the protocol."""
+    try:
+        version = importlib.metadata.version("skipvit")
+    except importlib.metadata.PackageNotFoundError:  # run from a checkout that isn't installed
+        version = "unknown"
+    return ServerMetadata(name="skipvit", version=version, extensions=EXTENSIONS)
+
+
+@router.get("/health/live")
+async def server_live(serving: ServingDep) -> Live:
+    """What `/healthz` says."""
+    await healthz(serving)
+    return Live(live=True)
+
+
+@router.get("/health/ready")
+async def server_ready(serving: ServingDep) -> Ready:
+    """What `/readyz` says."""
+    await readyz(serving)
+    return Ready(ready=True)
+
+
+@router.get("/models/{name}", response_model_exclude_none=True)
+async def model_metadata(manifest: ModelDep) -> ModelMetadata:
+    """The model's versions, inputs and outputs."""
+    return describe(manifest)
+
+
+@router.get("/models/{name}/versions/{version}", response_model_exclude_none=True)
+async def version_metadata(manifest: VersionDep) -> ModelMetadata:
+    """The same, for a version by name."""
+    return describe(manifest)
+
+
+@router.get("/models/{name}/ready")
+async def model_ready(manifest: ModelDep, serving: ServingDep) -> ModelReady:
+    """Whether the model takes traffic."""
+    await readyz(serving)
+    return ModelReady(name=manifest.name, ready=True)
+
+
+@router.get("/models/{name}/versions/{version}/ready")
+async def version_ready(manifest: VersionDep, serving: ServingDep) -> ModelReady:
+    """The same, for a version by name."""
+    return await model_ready(manifest, serving)
+
+
+_inference = partial(
+    router.post,
+    response_model=InferenceResponse,
+    dependencies=[Depends(count_request)],
+    openapi_extra={"requestBody": _REQUEST_BODY},
+)
+
+
+@_inference("/models/{name}/infer")
+async def infer(
+    manifest: ModelDep,
+    request: Request,
+    serving: ServingDep,
+    json_bytes: JsonLength = None,
+) -> Response:
+    """Logits and kept patches of each image, computing only the patches it needs."""
+    deadline = request.state.started_s + serving.settings.default_timeout_s
+    serving.batcher.check_room(1)  # a full queue refuses before it reads and parses
+    try:
+        received = await _receive(request, serving, json_bytes, deadline)
+        asked = received.asked
+        choice = choose(manifest, size_px=asked.size_px, default_preset=serving.settings.default_preset)
+        thresholds = asked.thresholds or [choice.threshold] * len(asked.images)
+        if asked.timeout_s is not None:
+            deadline = request.state.started_s + asked.timeout_s
+        answers = await ask(request, serving, list(asked.images), thresholds, deadline)
+    except ClientDisconnect:
+        request.state.outcome = "cancelled"
+        return Response(status_code=CLIENT_LEFT)
+    measured = Measured(received.decode_s, answers, serving.batcher.now() - request.state.started_s)
+    receipts = [make_receipt(manifest, asked.size_px, answer.kept) for answer in answers]
+    record(serving, receipts, thresholds, measured)
+    request.state.outcome = "ok"
+    return _respond(manifest, received, measured)
+
+
+@_inference("/models/{name}/versions/{version}/infer")
+async def infer_version(
+    manifest: VersionDep,
+    request: Request,
+    serving: ServingDep,
+    json_bytes: JsonLength = None,
+) -> Response:
+    """The same, for a version by name."""
+    return await infer(manifest, request, serving, json_bytes)
+
+
+class _Received(NamedTuple):
+    id: str | None
+    asked: Asked
+    decode_s: float
+
+
+async def _receive(request: Request, serving: Serving, json_bytes: str | None, deadline: float) -> _Received:
+    """Read the body and its tensors; also how long the latter took."""
+    limits = serving.body_limits
+    manifest = serving.manifest
+
+    def parse(body: bytes) -> tuple[str | None, Asked]:
+        most = max_json_bytes(manifest, limits.max_images)
+        document, binary = split_body(body, json_bytes, max_json_bytes=most)
+        return document.id, understand(manifest, document, binary, max_images=limits.max_images)
+
+    try:
+        async with asyncio.timeout_at(deadline):  # the loop's clock is `time.monotonic`, as the deadline's is
+            body = await read_body(request, limits.max_request_bytes)
+            started_s = serving.batcher.now()
+            request_id, asked = await serving.decoders.run(partial(parse, body))
+            return _Received(request_id, asked, serving.batcher.now() - started_s)
+    except TimeoutError:
+        raise DeadlinePassed("the deadline passed before the tensors were received and parsed") from None
+
+
+def _respond(manifest: Manifest, received: _Received, measured: Measured) -> Response:
+    tensors = {
+        "logits": Tensor("logits", "FP32", np.stack([answer.logits for answer in measured.answers])),  # (B, classes)
+        "kept": Tensor("kept", "BOOL", np.stack([answer.kept for answer in measured.answers])),  # (B, L, P)
+    }
+    outputs = [(tensors[name], as_binary) for name, as_binary in received.asked.outputs]
+    body, json_bytes = write_response(answer_head(manifest, received.id), outputs)
+    headers = {"Server-Timing": server_timing(measured.timing_ms())}
+    if json_bytes is None:
+        return Response(body, media_type="application/json", headers=headers)
+    headers[_JSON_LENGTH] = str(json_bytes)
+    return Response(body, media_type="application/octet-stream", headers=headers)
