@@ -6,6 +6,7 @@ product's own, the write-up's, and the rivals' that they are compared with.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
 
@@ -14,9 +15,10 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 
-class Gate(nn.Module):
+class Gate(nn.Module, ABC):
     """Scores the patches of a layer's input."""
 
+    @abstractmethod
     def forward(self, block: Block, x: Tensor, normed: Tensor, prefix: int) -> Tensor:
         """Logits (B, P) float, one a patch.
 
@@ -26,11 +28,10 @@ class Gate(nn.Module):
             normed: (B, N, C) the same after the layer's first norm, which the layer needs anyway.
             prefix: how many tokens are no patches.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def macs(self, patches: int, width: int) -> int:
         """Multiply-accumulates for one image in one layer."""
-        raise NotImplementedError
 
 
 class MLPGate(Gate):
