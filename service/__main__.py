@@ -27,9 +27,10 @@ from types import FrameType
 import uvicorn
 from pydantic import ValidationError
 
-from service.app import create_app, load_engine, load_model_bundle
+from service.app import create_app
 from service.errors import ServiceError
 from service.lifecycle import Lifecycle
+from service.served_model import open_model
 from service.settings import Settings, explain_settings_error
 
 EXIT_OK, EXIT_UNFINISHED, EXIT_USAGE = 0, 1, 2
@@ -99,8 +100,7 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_OK
     try:
         with _ending_on_sigterm():
-            bundle = load_model_bundle(settings)
-            engine = load_engine(settings, bundle)
+            bundle, engine = open_model(settings, settings.default_model)
     except ServiceError as error:
         return _refuse(str(error))
     app = create_app(settings, bundle=bundle, engine=engine)

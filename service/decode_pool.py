@@ -25,15 +25,18 @@ class DecodePool:
         threads: int,
         max_pending: int,
         limits: ImageLimits,
-        interpolation: Literal["bicubic", "bilinear"] = "bicubic",
     ) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._max_pending = max_pending
         self._limits = limits
-        self._interpolation = interpolation
         self._pending = 0
 
-    async def decode(self, images: Sequence[bytes], size_px: int) -> list[NDArray[np.uint8]]:
+    async def decode(
+        self,
+        images: Sequence[bytes],
+        size_px: int,
+        interpolation: Literal["bicubic", "bilinear"] = "bicubic",
+    ) -> list[NDArray[np.uint8]]:
         """Decode all to (size_px, size_px, 3), in order; the first error wins and the rest is given up.
 
         Raises:
@@ -45,7 +48,7 @@ class DecodePool:
 
         def job(index: int, data: bytes) -> NDArray[np.uint8]:
             try:
-                return resize_crop(decode(data, self._limits), size_px, self._interpolation)
+                return resize_crop(decode(data, self._limits), size_px, interpolation)
             except ServiceError as error:
                 raise error if len(images) == 1 else type(error)(f"image {index}: {error}") from error
 

@@ -14,11 +14,11 @@ from fastapi import Request
 from numpy.typing import NDArray
 from starlette.requests import ClientDisconnect
 
-from service.artifact import Manifest
 from service.batch import Answer
 from service.errors import UnknownModel
 from service.results import Receipt
 from service.schemas import TimingMs
+from service.served_model import ServedModel
 from service.serving import Serving, ServingDep
 
 CLIENT_LEFT = 499  # nobody reads it; nginx's number in the log
@@ -27,27 +27,29 @@ UNKNOWN_MODEL = "unknown"  # the label of requests for a model that isn't served
 
 async def count_request(request: Request, serving: ServingDep) -> None:
     """Mark the request as one that `skipvit_requests_total` counts; runs before parameters are looked at."""
-    request.state.model = serving.manifest.name
+    request.state.model = serving.default_name
     request.state.outcome = "error"
 
 
-def find_model(request: Request, serving: Serving, name: str | None, version: str | None = None) -> Manifest:
-    """The manifest of the model that a request asks for, and of the version if it names one.
+def find_model(request: Request, serving: Serving, name: str | None, version: str | None = None) -> ServedModel:
+    """The model that a request asks for, of the version if it names one.
 
     Raises:
         UnknownModel: it isn't served; if the request is counted, then under the label for all such models.
     """
     try:
-        manifest = serving.require_model(name)
-        if version not in (None, manifest.version):
+        model = serving.model(name)
+        if version not in (None, model.manifest.version):
             raise UnknownModel(
-                f"{manifest.name!r} has no version {version[:100]!r} here; there is {manifest.version!r}"
+                f"{model.name!r} has no version {version[:100]!r} here; there is {model.manifest.version!r}"
             )
     except UnknownModel:
         if hasattr(request.state, "model"):
             request.state.model = UNKNOWN_MODEL
         raise
-    return manifest
+    if hasattr(request.state, "model"):
+        request.state.model = model.name
+    return model
 
 
 class Measured(NamedTuple):
@@ -82,7 +84,7 @@ def server_timing(timing: TimingMs) -> str:
 
 async def ask(
     request: Request,
-    serving: Serving,
+    model: ServedModel,
     images: Sequence[NDArray[np.uint8]],
     thresholds: Sequence[float],
     deadline: float,
@@ -94,7 +96,7 @@ async def ask(
         thresholds: one for each image.
         deadline: the batcher's clock's time after which nobody wants the answers.
     """
-    futures = serving.batcher.submit_many(images, thresholds, deadline)
+    futures = model.batcher.submit_many(images, thresholds, deadline)
     everything = asyncio.gather(*futures)
     everything.add_done_callback(lambda done: done.cancelled() or done.exception())  # may end with nobody asking
     leaving = asyncio.create_task(_wait_for_disconnect(request))
@@ -109,10 +111,16 @@ async def ask(
             future.cancel()
 
 
-def record(serving: Serving, receipts: Sequence[Receipt], thresholds: Sequence[float], measured: Measured) -> None:
+def record(
+    serving: Serving,
+    model: ServedModel,
+    receipts: Sequence[Receipt],
+    thresholds: Sequence[float],
+    measured: Measured,
+) -> None:
     """Hand what a request cost to the metrics; its threshold is the mean over its images."""
     serving.metrics.on_answer(
-        serving.manifest.name,
+        model.name,
         receipts,
         threshold=sum(thresholds) / len(thresholds),
         decode_s=measured.decode_s,

@@ -63,12 +63,15 @@ class Metrics:
         self._info = gauge("model_info", "The served model.", ("model", "version", "architecture", "attention"))
         self._degradation.set(0)
 
-    def serve(self, manifest: Manifest, pending: Callable[[], int], pending_work_s: Callable[[], float]) -> None:
+    def watch(self, pending: Callable[[], int], pending_work_s: Callable[[], float]) -> None:
+        """Ask these at every scrape."""
+        self._pending.set_function(pending)
+        self._pending_s.set_function(pending_work_s)
+
+    def serve(self, manifest: Manifest) -> None:
         """Begin to report on a model; its counters start at 0, so that the first event shows in a rate."""
         name = manifest.name
         self._info.labels(name, manifest.version, manifest.architecture, manifest.attention).set(1)
-        self._pending.set_function(pending)
-        self._pending_s.set_function(pending_work_s)
         for outcome in OUTCOMES:
             self._requests.labels(name, outcome)
         for reason in REASONS:

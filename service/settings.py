@@ -119,11 +119,6 @@ class Settings(BaseSettings):
         # (enableServiceLinks); it's there only if nobody set the variable on purpose.
         return DEFAULT_PORT if isinstance(value, str) and value.startswith("tcp://") else value
 
-    @property
-    def bundle_path(self) -> Path:
-        """The folder of the served bundle."""
-        return self.model_repository / self.default_model
-
 
 def explain_settings_error(error: ValidationError) -> str:
     """One line for a person: each wrong setting by its environment name, what it was and what it takes."""

@@ -100,7 +100,8 @@ async def classify(
     ] = None,
 ) -> Response:
     """Classify one image, or each of several, computing only the patches it needs."""
-    manifest = find_model(request, serving, query.model)
+    model = find_model(request, serving, query.model)
+    manifest = model.manifest
     choice = choose(
         manifest,
         threshold=query.threshold,
@@ -111,11 +112,11 @@ async def classify(
     )
     timeout_s = serving.settings.default_timeout_s if x_request_timeout_ms is None else x_request_timeout_ms / 1e3
     deadline = request.state.started_s + timeout_s
-    serving.batcher.check_room(1)  # a full queue refuses before it reads and decodes
+    model.batcher.check_room(1)  # a full queue refuses before it reads and decodes
     try:
-        images, decode_s = await _receive(request, serving, choice.size_px, deadline)
+        images, decode_s = await _receive(request, serving, manifest, choice.size_px, deadline)
         thresholds = [choice.threshold] * len(images)
-        answers = await ask(request, serving, images, thresholds, deadline)
+        answers = await ask(request, model, images, thresholds, deadline)
     except ClientDisconnect:
         request.state.outcome = "cancelled"
         return Response(status_code=CLIENT_LEFT)
@@ -133,22 +134,22 @@ async def classify(
         )
         for index, (receipt, answer) in enumerate(zip(receipts, answers, strict=True))
     ]
-    measured = Measured(decode_s, answers, serving.batcher.now() - request.state.started_s)
-    record(serving, receipts, thresholds, measured)
+    measured = Measured(decode_s, answers, serving.now() - request.state.started_s)
+    record(serving, model, receipts, thresholds, measured)
     request.state.outcome = "ok"
     return _respond(manifest, results, measured)
 
 
 async def _receive(
-    request: Request, serving: Serving, size_px: int, deadline: float
+    request: Request, serving: Serving, manifest: Manifest, size_px: int, deadline: float
 ) -> tuple[list[NDArray[np.uint8]], float]:
     """Read the body and decode its images; also how long decoding took."""
     try:
         async with asyncio.timeout_at(deadline):  # the loop's clock is `time.monotonic`, as the deadline's is
             encoded = await read_images(request, serving.body_limits)
-            started_s = serving.batcher.now()
-            images = await serving.decoders.decode(encoded, size_px)
-            return images, serving.batcher.now() - started_s
+            started_s = serving.now()
+            images = await serving.decoders.decode(encoded, size_px, manifest.preprocessing.interpolation)
+            return images, serving.now() - started_s
     except TimeoutError:
         raise DeadlinePassed("the deadline passed before the images were received and decoded") from None
 

@@ -14,16 +14,7 @@ router = APIRouter(prefix="/v1/models", tags=["models"])
 @router.get("")
 async def list_models(serving: ServingDep) -> ModelList:
     """The served models."""
-    manifest = serving.manifest
-    summary = ModelSummary(
-        name=manifest.name,
-        version=manifest.version,
-        architecture=manifest.architecture,
-        sizes_px=list(manifest.sizes_px),
-        presets=list(manifest.presets),
-        labels=len(manifest.labels),
-    )
-    return ModelList(models=[summary])
+    return ModelList(models=[_summary(model.manifest) for model in serving.models.values()])
 
 
 @router.get(
@@ -35,4 +26,15 @@ async def list_models(serving: ServingDep) -> ModelList:
 )
 async def get_model(name: str, serving: ServingDep) -> Manifest:
     """A model's manifest: files, labels, presets, and what each threshold costs and scores."""
-    return serving.require_model(name)
+    return serving.model(name).manifest
+
+
+def _summary(manifest: Manifest) -> ModelSummary:
+    return ModelSummary(
+        name=manifest.name,
+        version=manifest.version,
+        architecture=manifest.architecture,
+        sizes_px=list(manifest.sizes_px),
+        presets=list(manifest.presets),
+        labels=len(manifest.labels),
+    )

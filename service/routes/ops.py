@@ -14,7 +14,7 @@ router = APIRouter(tags=["operations"])
 @router.get("/healthz", responses={503: {"model": Problem, "description": "No progress although work waits"}})
 async def healthz(serving: ServingDep) -> Status:
     """Alive: nothing waits, or the engine has finished something lately. A hung engine is not alive."""
-    stalled_s = serving.batcher.stalled_s
+    stalled_s = serving.stalled_s
     if stalled_s > serving.settings.hang_timeout_s:
         raise NotReady(f"the engine has made no progress for {stalled_s:.0f} s although images wait")
     return Status(status="ok")

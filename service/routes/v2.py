@@ -37,6 +37,7 @@ from service.oip import (
 )
 from service.results import make_receipt
 from service.routes.ops import healthz, readyz
+from service.served_model import ServedModel
 from service.serving import Serving, ServingDep
 from service.tensors import Tensor, split_body, write_response
 
@@ -133,18 +134,18 @@ _REQUEST_BODY: dict[str, Any] = {
 }
 
 
-async def named_model(name: str, request: Request, serving: ServingDep) -> Manifest:
+async def named_model(name: str, request: Request, serving: ServingDep) -> ServedModel:
     """The model that the path names; UnknownModel if it isn't served."""
     return find_model(request, serving, name)
 
 
-async def named_version(name: str, version: str, request: Request, serving: ServingDep) -> Manifest:
+async def named_version(name: str, version: str, request: Request, serving: ServingDep) -> ServedModel:
     """The model and version that the path names; UnknownModel if they aren't served."""
     return find_model(request, serving, name, version)
 
 
-ModelDep = Annotated[Manifest, Depends(named_model)]
-VersionDep = Annotated[Manifest, Depends(named_version)]
+ModelDep = Annotated[ServedModel, Depends(named_model)]
+VersionDep = Annotated[ServedModel, Depends(named_version)]
 JsonLength = Annotated[
     str | None, Header(alias=_JSON_LENGTH, description="Bytes of JSON before binary data; without it all is JSON.")
 ]
@@ -175,28 +176,28 @@ async def server_ready(serving: ServingDep) -> Ready:
 
 
 @router.get("/models/{name}", response_model_exclude_none=True)
-async def model_metadata(manifest: ModelDep) -> ModelMetadata:
+async def model_metadata(model: ModelDep) -> ModelMetadata:
     """The model's versions, inputs and outputs."""
-    return describe(manifest)
+    return describe(model.manifest)
 
 
 @router.get("/models/{name}/versions/{version}", response_model_exclude_none=True)
-async def version_metadata(manifest: VersionDep) -> ModelMetadata:
+async def version_metadata(model: VersionDep) -> ModelMetadata:
     """The same, for a version by name."""
-    return describe(manifest)
+    return describe(model.manifest)
 
 
 @router.get("/models/{name}/ready")
-async def model_ready(manifest: ModelDep, serving: ServingDep) -> ModelReady:
+async def model_ready(model: ModelDep, serving: ServingDep) -> ModelReady:
     """Whether the model takes traffic."""
     await readyz(serving)
-    return ModelReady(name=manifest.name, ready=True)
+    return ModelReady(name=model.name, ready=True)
 
 
 @router.get("/models/{name}/versions/{version}/ready")
-async def version_ready(manifest: VersionDep, serving: ServingDep) -> ModelReady:
+async def version_ready(model: VersionDep, serving: ServingDep) -> ModelReady:
     """The same, for a version by name."""
-    return await model_ready(manifest, serving)
+    return await model_ready(model, serving)
 
 
 _inference = partial(
@@ -209,41 +210,42 @@ _inference = partial(
 
 @_inference("/models/{name}/infer")
 async def infer(
-    manifest: ModelDep,
+    model: ModelDep,
     request: Request,
     serving: ServingDep,
     json_bytes: JsonLength = None,
 ) -> Response:
     """Logits and kept patches of each image, computing only the patches it needs."""
     deadline = request.state.started_s + serving.settings.default_timeout_s
-    serving.batcher.check_room(1)  # a full queue refuses before it reads and parses
+    manifest = model.manifest
+    model.batcher.check_room(1)  # a full queue refuses before it reads and parses
     try:
-        received = await _receive(request, serving, json_bytes, deadline)
+        received = await _receive(request, serving, manifest, json_bytes, deadline)
         asked = received.asked
         choice = choose(manifest, size_px=asked.size_px, default_preset=serving.settings.default_preset)
         thresholds = asked.thresholds or [choice.threshold] * len(asked.images)
         if asked.timeout_s is not None:
             deadline = request.state.started_s + asked.timeout_s
-        answers = await ask(request, serving, list(asked.images), thresholds, deadline)
+        answers = await ask(request, model, list(asked.images), thresholds, deadline)
     except ClientDisconnect:
         request.state.outcome = "cancelled"
         return Response(status_code=CLIENT_LEFT)
-    measured = Measured(received.decode_s, answers, serving.batcher.now() - request.state.started_s)
+    measured = Measured(received.decode_s, answers, serving.now() - request.state.started_s)
     receipts = [make_receipt(manifest, asked.size_px, answer.kept) for answer in answers]
-    record(serving, receipts, thresholds, measured)
+    record(serving, model, receipts, thresholds, measured)
     request.state.outcome = "ok"
     return _respond(manifest, received, measured)
 
 
 @_inference("/models/{name}/versions/{version}/infer")
 async def infer_version(
-    manifest: VersionDep,
+    model: VersionDep,
     request: Request,
     serving: ServingDep,
     json_bytes: JsonLength = None,
 ) -> Response:
     """The same, for a version by name."""
-    return await infer(manifest, request, serving, json_bytes)
+    return await infer(model, request, serving, json_bytes)
 
 
 class _Received(NamedTuple):
@@ -252,10 +254,11 @@ class _Received(NamedTuple):
     decode_s: float
 
 
-async def _receive(request: Request, serving: Serving, json_bytes: str | None, deadline: float) -> _Received:
+async def _receive(
+    request: Request, serving: Serving, manifest: Manifest, json_bytes: str | None, deadline: float
+) -> _Received:
     """Read the body and its tensors; also how long the latter took."""
     limits = serving.body_limits
-    manifest = serving.manifest
 
     def parse(body: bytes) -> tuple[str | None, Asked]:
         most = max_json_bytes(manifest, limits.max_images)
@@ -265,9 +268,9 @@ async def _receive(request: Request, serving: Serving, json_bytes: str | None, d
     try:
         async with asyncio.timeout_at(deadline):  # the loop's clock is `time.monotonic`, as the deadline's is
             body = await read_body(request, limits.max_request_bytes)
-            started_s = serving.batcher.now()
+            started_s = serving.now()
             request_id, asked = await serving.decoders.run(partial(parse, body))
-            return _Received(request_id, asked, serving.batcher.now() - started_s)
+            return _Received(request_id, asked, serving.now() - started_s)
     except TimeoutError:
         raise DeadlinePassed("the deadline passed before the tensors were received and parsed") from None
 

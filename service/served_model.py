@@ -1,0 +1,76 @@
+"""One model as it is served: its bundle, its queue and what steers it. It knows no route and no other model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+from service.artifact import Bundle, Manifest, load_bundle
+from service.batcher import Batcher
+from service.cpu import usable_cpus
+from service.engine import Engine, OnnxEngine, warm_up
+from service.errors import BundleError, InferenceFailed
+from service.metrics import Metrics
+from service.settings import Settings
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """Built once its engine is warm; its batcher runs from `start` to `drain`."""
+
+    bundle: Bundle
+    batcher: Batcher
+
+    @property
+    def manifest(self) -> Manifest:
+        """The model's manifest."""
+        return self.bundle.manifest
+
+    @property
+    def name(self) -> str:
+        """The model's name, which is its folder's."""
+        return self.bundle.manifest.name
+
+
+def open_model(settings: Settings, name: str) -> tuple[Bundle, Engine]:
+    """Verify the bundle `name` of the model repository and warm its engine up; BundleError if either fails.
+
+    Takes seconds and much memory: call it on a thread.
+    """
+    bundle = load_model_bundle(settings, name)
+    return bundle, load_engine(settings, bundle)
+
+
+def load_model_bundle(settings: Settings, name: str) -> Bundle:
+    """The bundle `name`, verified and fit for the settings; BundleError if it isn't."""
+    bundle = load_bundle(settings.model_repository / name)
+    if settings.default_preset not in bundle.manifest.presets:
+        presets = ", ".join(bundle.manifest.presets) or "none"
+        raise BundleError(
+            f"{bundle.path}: no preset {settings.default_preset!r} (SKIPVIT_DEFAULT_PRESET), only {presets}"
+        )
+    return bundle
+
+
+def load_engine(settings: Settings, bundle: Bundle) -> OnnxEngine:
+    """The bundle's graphs, warm, on as many threads as the settings or the CPUs allow; BundleError if one fails."""
+    engine = OnnxEngine(bundle, threads=settings.threads or usable_cpus())
+    try:
+        warm_up(engine, bundle.manifest.sizes_px, max_batch_size=settings.max_batch_size)
+    except InferenceFailed as error:
+        raise BundleError(f"{bundle.path}: the first run failed: {error}") from error
+    return engine
+
+
+def serve_model(settings: Settings, bundle: Bundle, engine: Engine, metrics: Metrics) -> ServedModel:
+    """Put a queue in front of a warm engine and report on it; needs a running event loop."""
+    manifest = bundle.manifest
+    batcher = Batcher(
+        engine,
+        max_batch_size=settings.max_batch_size,
+        max_pending=settings.max_pending_images,
+        on_batch=partial(metrics.on_batch, manifest.name),
+    )
+    metrics.serve(manifest)
+    batcher.start()
+    return ServedModel(bundle, batcher)
