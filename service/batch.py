@@ -6,6 +6,7 @@ It knows when an entry is dead and how to keep rows contiguous; it knows no engi
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -14,7 +15,9 @@ from numpy.typing import NDArray
 
 from service.errors import DeadlinePassed
 
-Reason = Literal["idle", "busy", "full", "retry"]
+Reason = Literal["idle", "busy", "full", "cost", "retry"]
+
+PATIENCE_S = 1.0  # after so long nobody who comes later goes first, however soon their deadline is
 
 
 class Answer(NamedTuple):
@@ -33,9 +36,10 @@ class BatchStats:
 
     size_px: int
     rows: int
-    reason: Reason  # why it left: engine idle; engine came free; batch full; a row on its own after a failure
+    reason: Reason  # why it left: engine idle; engine came free; rows used up; work used up; one row after a failure
     oldest_queue_s: float
     inference_s: float
+    prediction_error_ratio: float | None  # actual over predicted seconds; None while nothing could be predicted
 
 
 @dataclass(eq=False)
@@ -46,7 +50,14 @@ class Entry:
     threshold: float
     deadline: float | None
     admitted_s: float
+    macs: float  # predicted
     future: asyncio.Future[Answer]
+
+    @property
+    def due_s(self) -> float:
+        """What the queue is ordered by: the deadline, or the end of its patience if that is sooner."""
+        patient_until_s = self.admitted_s + PATIENCE_S
+        return patient_until_s if self.deadline is None else min(self.deadline, patient_until_s)
 
     def is_dead(self, now_s: float) -> bool:
         """Nobody waits any more; one whose deadline has just passed is told so."""
@@ -67,6 +78,8 @@ class Batch:
     buffer: NDArray[np.uint8]  # (max_batch_size, S, S, 3)
     while_busy: bool
     entries: list[Entry] = field(default_factory=list)
+    macs: float = 0.0  # predicted, of all rows
+    is_dear: bool = False  # an image found no room because of the work already here
 
     @property
     def size_px(self) -> int:
@@ -77,23 +90,36 @@ class Batch:
         return len(self.entries) == len(self.buffer)
 
     @property
+    def is_unwanted(self) -> bool:
+        """Everybody who waited for it is gone."""
+        return all(entry.future.done() for entry in self.entries)
+
+    @property
     def reason(self) -> Reason:
         if self.is_full:
             return "full"
+        if self.is_dear:
+            return "cost"
         return "busy" if self.while_busy else "idle"
 
-    def admit(self, entry: Entry) -> bool:
-        """Copy the entry's image into its row; False if it doesn't belong here."""
+    def admit(self, entry: Entry, affords: Callable[[float], bool]) -> bool:
+        """Copy the entry's image into its row; False if it doesn't belong here or makes the run's MACs too many."""
         if self.is_full or entry.image.shape != self.buffer.shape[1:]:
+            return False
+        if self.entries and not affords(self.macs + entry.macs):
+            self.is_dear = True
             return False
         self.buffer[len(self.entries)] = entry.image
         self.entries.append(entry)
+        self.macs += entry.macs
         return True
 
     def drop_dead(self, now_s: float) -> None:
         """Remove dead entries; the last row moves into the gap, so that rows stay contiguous."""
         for row in reversed(range(len(self.entries))):
             if self.entries[row].is_dead(now_s):
+                self.macs -= self.entries[row].macs
+                self.is_dear = False
                 last = self.entries.pop()
                 if row < len(self.entries):
                     self.entries[row] = last

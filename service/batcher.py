@@ -1,12 +1,13 @@
 """The queue: admission, deadlines, batches, answers. The only file with futures; it knows no HTTP and no model.
 
 The shape is that of text-embeddings-inference's queue: nobody ever waits for company. An idle engine takes what is
-there at once; while it runs, arrivals are copied into the staging buffer of the next batch, which stays open until the
-engine is free or the batch is full. One batch holds one input size (the oldest waiting image decides which, so no size
-starves), and any mix of thresholds.
+there at once; while it runs, arrivals are staged in the next batch (`backlog.py`), which stays open until the engine is
+free. A batch holds one input size, any mix of thresholds, and no more predicted work than `max_batch_work_s`; who is
+due first goes first. The queue is bounded in images and in seconds of predicted work.
 
 Every accepted image resolves exactly once: an answer, a typed error, its deadline, or its caller's cancellation. Dead
-entries never reach the engine. A batch that fails is run again row by row, so that only the culprit fails.
+entries never reach the engine, and a run that nobody waits for any more is terminated. A batch that fails is run again
+row by row, so that only the culprit fails.
 """
 
 from __future__ import annotations
@@ -15,21 +16,19 @@ import asyncio
 import logging
 import math
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.batch import Answer, Batch, BatchStats, Entry, Reason
+from service.backlog import Backlog
+from service.batch import PATIENCE_S, Answer, Batch, BatchStats, Entry, Reason
+from service.cost import Cost
 from service.engine import Engine, EngineOutput, check_output
 from service.errors import DeadlinePassed, InferenceFailed, NotReady, Overloaded
 
 logger = logging.getLogger("skipvit.batcher")
-
-_NEW_MEASUREMENT_WEIGHT = 0.2  # of the moving average of seconds per image
 
 
 class Batcher:
@@ -41,26 +40,33 @@ class Batcher:
     def __init__(
         self,
         engine: Engine,
+        cost: Cost,
         *,
         max_batch_size: int,
         max_pending: int,
+        max_batch_work_s: float = math.inf,
+        max_pending_work_s: float = math.inf,
         on_batch: Callable[[BatchStats], None] = lambda stats: None,
+        on_terminate: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine = engine
-        self._max_batch_size = max_batch_size
+        self._cost = cost
         self._max_pending = max_pending
+        self._max_batch_work_s = max_batch_work_s
+        self._max_pending_work_s = max_pending_work_s
         self._on_batch = on_batch
+        self._on_terminate = on_terminate
         self._clock = clock
-        self._queue: deque[Entry] = deque()  # what fits no open batch, in order of arrival
-        self._open: Batch | None = None
+        self._backlog = Backlog(max_batch_size=max_batch_size, affords=self._affords)
         self._running: Batch | None = None
-        self._spare: list[NDArray[np.uint8]] = []
+        self._run_until_s: float | None = None  # when the engine's run is predicted to end; None: it doesn't run
         self._wake = asyncio.Event()
+        self.idle = asyncio.Event()  # set while nothing is pending
+        self.idle.set()
         self._refusing = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._task: asyncio.Task[None] | None = None
-        self._seconds_per_image = 0.0
         self.last_progress = clock()
 
     def start(self) -> None:
@@ -68,23 +74,19 @@ class Batcher:
         self._task = asyncio.create_task(self._serve(), name="batcher")
 
     def now(self) -> float:
-        """The clock that deadlines and durations are measured with."""
+        """The clock that deadlines are measured with."""
         return self._clock()
-
-    @property
-    def waiting(self) -> int:
-        """Images accepted and not yet with the engine."""
-        return len(self._queue) + (len(self._open.entries) if self._open else 0)
 
     @property
     def pending(self) -> int:
         """Images accepted and not yet answered."""
-        return self.waiting + (len(self._running.entries) if self._running else 0)
+        return len(self._backlog) + (len(self._running.entries) if self._running else 0)
 
     @property
     def pending_work_s(self) -> float:
-        """Seconds the engine needs for all pending images, at the rate measured lately."""
-        return self.pending * self._seconds_per_image
+        """Seconds that the engine will need for all pending images, as predicted from recent runs."""
+        macs = sum(entry.macs for entry in self._backlog if not entry.future.done())
+        return self._left_of_run_s + (self._cost.seconds(macs) if macs else 0.0)
 
     @property
     def stalled_s(self) -> float:
@@ -93,16 +95,37 @@ class Batcher:
             return math.inf
         return self._clock() - self.last_progress if self.pending else 0.0
 
+    def run_s(self, size_px: int, threshold: float, images: int) -> float:
+        """Seconds that such images take in the engine alone; 0 while nothing is known."""
+        return self._cost.seconds(images * self._cost.macs(size_px, threshold))
+
+    def finish_s(self, size_px: int, threshold: float, images: int, deadline: float) -> float:
+        """Seconds until such images would be answered if they came now; 0 while nothing is known.
+
+        Counts the rest of the running batch, what is due before, and the company their own batch may have.
+        """
+        due_s = min(deadline, self._clock() + PATIENCE_S)
+        own = images * self._cost.macs(size_px, threshold)
+        ahead = company = 0.0
+        for entry in self._backlog:
+            if entry.due_s <= due_s:
+                ahead += entry.macs
+            elif entry.image.shape[0] == size_px:
+                company += entry.macs
+        company_s = min(self._cost.seconds(company), self._max_batch_work_s) if company else 0.0
+        return self._left_of_run_s + self._cost.seconds(ahead + own) + company_s
+
     def check_room(self, images: int) -> None:
         """Raise what `submit_many` would raise for so many images now: Overloaded or NotReady."""
         if self._refusing or self._task is None:
             raise NotReady("the service is shutting down" if self._refusing else "the service is starting")
-        if self.waiting + images > self._max_pending:
-            self._sweep()
-        if self.waiting + images > self._max_pending:
+        if not self._has_room(images):
+            self._backlog.sweep(self._clock())
+        if not self._has_room(images):
+            work_s = self.pending_work_s
             raise Overloaded(
-                f"{self.waiting} images wait already; the limit is {self._max_pending}",
-                retry_after_s=self.pending_work_s,
+                f"{len(self._backlog)} images wait, which take {work_s:.2f} s: the queue is full, try again later",
+                retry_after_s=work_s,
             )
 
     def submit(self, image: NDArray[np.uint8], threshold: float, deadline: float | None) -> asyncio.Future[Answer]:
@@ -120,7 +143,7 @@ class Batcher:
             deadline: the clock's time after which nobody wants the answers.
 
         Raises:
-            Overloaded: too many images wait.
+            Overloaded: too many images or too much work wait.
             NotReady: the batcher drains or hasn't started.
         """
         self.check_room(len(images))
@@ -130,13 +153,16 @@ class Batcher:
         loop = asyncio.get_running_loop()
         futures = []
         for image, threshold in zip(images, thresholds, strict=True):
-            entry = Entry(image, threshold, deadline, now_s, loop.create_future())
+            macs = self._cost.macs(image.shape[0], threshold)
+            entry = Entry(image, threshold, deadline, now_s, macs, loop.create_future())
             if deadline is not None:  # also answers in time when the engine hangs
                 late = DeadlinePassed("the deadline passed before the answer was there")
                 timer = loop.call_later(max(0.0, deadline - now_s), entry.fail, late)
-                entry.future.add_done_callback(partial(_cancel, timer))
-            self._place(entry)
+                entry.future.add_done_callback(lambda _, timer=timer: timer.cancel())  # type: ignore[misc]
+            entry.future.add_done_callback(self._stop_if_unwanted)
+            self._backlog.add(entry, while_busy=self._running is not None)
             futures.append(entry.future)
+        self.idle.clear()
         self._wake.set()
         return futures
 
@@ -152,67 +178,49 @@ class Batcher:
                 task.cancel()
                 await asyncio.wait({task})
         self.abandon()
-        self._queue.clear()
-        self._open = self._running = None
+        self._backlog.clear()
+        self._running = None
         self._thread.shutdown(wait=in_time, cancel_futures=True)
         return in_time
 
     def abandon(self) -> None:
         """Refuse new images and fail the accepted ones now, so that callers hear of it before the process ends."""
         self._refusing = True
-        batches = [batch.entries for batch in (self._running, self._open) if batch is not None]
-        for entries in (*batches, self._queue):
-            for entry in entries:
-                entry.fail(NotReady("the service stopped before the answer was there"))
+        for entry in (*(self._running.entries if self._running else ()), *self._backlog):
+            entry.fail(NotReady("the service stopped before the answer was there"))
 
-    def _place(self, entry: Entry) -> None:
-        if self._open is None:
-            self._open = self._new_batch(entry.image.shape)
-        if not self._open.admit(entry):
-            self._queue.append(entry)
+    @property
+    def _left_of_run_s(self) -> float:
+        return max(0.0, self._run_until_s - self._clock()) if self._run_until_s else 0.0
 
-    def _new_batch(self, shape: tuple[int, ...]) -> Batch:
-        wanted = (self._max_batch_size, *shape)
-        for index, buffer in enumerate(self._spare):
-            if buffer.shape == wanted:
-                return Batch(self._spare.pop(index), while_busy=self._running is not None)
-        return Batch(np.empty(wanted, np.uint8), while_busy=self._running is not None)
+    def _has_room(self, images: int) -> bool:
+        if len(self._backlog) + images > self._max_pending:
+            return False
+        return not len(self._backlog) or self.pending_work_s <= self._max_pending_work_s
 
-    def _pull(self) -> None:
-        """Place all that waits anew, oldest first; what fits the open batch moves into it."""
-        now_s = self._clock()
-        waiting, self._queue = self._queue, deque()
-        for entry in waiting:
-            if not entry.is_dead(now_s):
-                self._place(entry)
+    def _affords(self, macs: float) -> bool:
+        return self._cost.seconds(macs) <= self._max_batch_work_s
 
-    def _sweep(self) -> None:
-        """Forget dead entries, which would otherwise count against the limit until their batch is due."""
-        if self._open is not None:
-            self._open.drop_dead(self._clock())
-        self._pull()
+    def _stop_if_unwanted(self, _: asyncio.Future[Answer]) -> None:
+        """Terminate the engine's run once nobody waits for any of its rows."""
+        if self._run_until_s is not None and self._running is not None and self._running.is_unwanted:
+            self._on_terminate()
+            self._engine.terminate()
 
     async def _serve(self) -> None:
         while True:
             await self._wake.wait()
-            batch, self._open = self._open, None
+            batch = self._backlog.take(self._clock())
             if batch is None:
                 if self._refusing:
                     return
                 self._wake.clear()
+                self.idle.set()
                 continue
-            batch.drop_dead(self._clock())
-            if not batch.is_full:  # dead rows made room for images that had found it full
-                self._open = batch
-                self._pull()
-                self._open = None
-            if batch.entries:
-                self._running = batch
-                await self._supervise(batch)
-                self._running = None
-            else:
-                self._pull()
-            self._spare.append(batch.buffer)
+            self._running = batch
+            await self._supervise(batch)
+            self._running = None
+            self._backlog.recycle(batch)
 
     async def _supervise(self, batch: Batch) -> None:
         """Run a batch; whatever happens, its entries are resolved and the loop lives on."""
@@ -228,10 +236,12 @@ class Batcher:
     async def _run(self, batch: Batch) -> None:
         rows = range(len(batch.entries))
         running = self._start(batch, rows)
-        self._pull()  # the next batch opens and is staged while this one runs
+        self._backlog.open_next()
         try:
             await running
         except Exception as error:
+            if batch.is_unwanted:
+                return  # it was terminated
             logger.warning("a batch of %d failed: %r", len(rows), error.__cause__ or error)
             if len(rows) == 1:
                 batch.entries[0].fail(InferenceFailed("inference failed on this image"))
@@ -255,29 +265,31 @@ class Batcher:
         entries = batch.entries[rows.start : rows.stop]
         thresholds = np.array([entry.threshold for entry in entries], np.float32)
         started_s = self._clock()
+        self._run_until_s = started_s + self._cost.seconds(sum(entry.macs for entry in entries))
         job = asyncio.get_running_loop().run_in_executor(
             self._thread, self._infer, batch.buffer[rows.start : rows.stop], thresholds
         )
-        return self._resolve(job, entries, started_s, batch.size_px, reason or batch.reason)
+        return self._resolve(job, entries, thresholds, started_s, batch.size_px, reason or batch.reason)
 
     async def _resolve(
         self,
         job: asyncio.Future[tuple[EngineOutput, float]],
         entries: list[Entry],
+        thresholds: NDArray[np.float32],
         started_s: float,
         size_px: int,
         reason: Reason,
     ) -> None:
-        output, inference_s = await job
+        try:
+            output, inference_s = await job
+        finally:
+            self._run_until_s = None
         for entry, logits, kept in zip(entries, output.logits, output.kept, strict=True):
             if not entry.future.done():
-                queue_s = started_s - entry.admitted_s
-                entry.future.set_result(Answer(logits, kept, len(entries), queue_s, inference_s))
-        per_image_s = inference_s / len(entries)
-        weight = _NEW_MEASUREMENT_WEIGHT if self._seconds_per_image else 1.0
-        self._seconds_per_image += weight * (per_image_s - self._seconds_per_image)
+                entry.future.set_result(Answer(logits, kept, len(entries), started_s - entry.admitted_s, inference_s))
+        error_ratio = self._cost.learn(size_px, thresholds, output.kept, inference_s)
         oldest_queue_s = started_s - min(entry.admitted_s for entry in entries)
-        self._on_batch(BatchStats(size_px, len(entries), reason, oldest_queue_s, inference_s))
+        self._on_batch(BatchStats(size_px, len(entries), reason, oldest_queue_s, inference_s, error_ratio))
 
     def _infer(self, images: NDArray[np.uint8], thresholds: NDArray[np.float32]) -> tuple[EngineOutput, float]:
         """On the engine's thread: run, check, measure."""
@@ -285,7 +297,3 @@ class Batcher:
         output = self._engine.infer(images, thresholds)
         check_output(output, rows=len(images))
         return output, self._clock() - started_s
-
-
-def _cancel(timer: asyncio.TimerHandle, _: asyncio.Future[Answer]) -> None:
-    timer.cancel()

@@ -6,6 +6,7 @@ two neighbouring thresholds of one size both are taken as linear, and so is the 
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import NamedTuple
@@ -20,6 +21,58 @@ class Choice(NamedTuple):
 
     size_px: int
     threshold: float
+
+
+def mean_macs_ratio(manifest: Manifest, size_px: int, threshold: float) -> float:
+    """Mean MACs of an image at this size and threshold, as a share of the full dense MACs.
+
+    Linear between the table's thresholds, the nearest one's beyond them; without a table all patches are counted.
+    """
+    expected = _expected(manifest, Choice(size_px, threshold))
+    return manifest.graph(size_px).dense_macs / manifest.full.dense_macs if expected is None else expected.macs_ratio
+
+
+def cheaper(manifest: Manifest, choice: Choice, share: float, *, size_px: int | None = None) -> Choice:
+    """The most accurate pair within the share `share` of the full dense MACs, or `choice` if that costs no more.
+
+    Args:
+        size_px: the only input size to look at, for images that come at a size; None looks at all.
+    """
+    if not any(size_px in (None, point.size_px) for point in manifest.calibration):
+        return choice
+    found = solve(manifest, share, size_px=size_px)
+    return found if mean_macs_ratio(manifest, *found) < mean_macs_ratio(manifest, *choice) else choice
+
+
+def dominates(manifest: Manifest, choice: Choice, other: Choice) -> bool:
+    """Whether an answer at `choice` may stand for one at `other`: it spends no less and scores no lower."""
+    if choice.size_px == other.size_px:
+        return choice.threshold <= other.threshold
+    ours, theirs = _expected(manifest, choice), _expected(manifest, other)
+    if ours is None or theirs is None:
+        return False
+    return ours.macs_ratio >= theirs.macs_ratio and ours.accuracy >= theirs.accuracy
+
+
+class _Expected(NamedTuple):
+    macs_ratio: float
+    accuracy: float
+
+
+def _expected(manifest: Manifest, choice: Choice) -> _Expected | None:
+    """The table at a pair, interpolated; None if it says nothing about the size."""
+    found = [point for point in manifest.calibration if point.size_px == choice.size_px]
+    points = sorted(found, key=lambda point: point.threshold)
+    if not points:
+        return None
+    place = bisect_right(points, choice.threshold, key=lambda point: point.threshold)
+    lower, upper = points[max(place - 1, 0)], points[min(place, len(points) - 1)]
+    width = upper.threshold - lower.threshold
+    share = (choice.threshold - lower.threshold) / width if width > 0 else 0.0
+    return _Expected(
+        lower.macs_ratio.mean + share * (upper.macs_ratio.mean - lower.macs_ratio.mean),
+        lower.accuracy + share * (upper.accuracy - lower.accuracy),
+    )
 
 
 class _Candidate(NamedTuple):

@@ -62,6 +62,12 @@ class DecodePool:
             for waiting in jobs:
                 waiting.cancel()  # takes back what no thread has begun
 
+    async def decode_one(
+        self, image: bytes, size_px: int, interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    ) -> NDArray[np.uint8]:
+        """Decode one image; see `decode`."""
+        return (await self.decode([image], size_px, interpolation))[0]
+
     async def run(self, function: Callable[[], T]) -> T:
         """Run other CPU work of the same kind (drawing) off the loop."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, function)

@@ -28,6 +28,10 @@ class Engine(Protocol):
         """Classify `images` (B, H, W, 3) RGB, each row with its own score threshold (B,) in [0, 1]."""
         ...
 
+    def terminate(self) -> None:
+        """Ask a running `infer`, from another thread, to fail soon; without effect if none runs."""
+        ...
+
 
 INPUTS = {"images": "tensor(uint8)", "threshold": "tensor(float)"}
 OUTPUTS = {"logits": "tensor(float)", "kept": "tensor(bool)"}
@@ -51,6 +55,7 @@ class OnnxEngine:
         self._classes = len(bundle.manifest.labels)
         self._layers = bundle.manifest.layers
         self._graphs = {graph.size_px: graph for graph in bundle.manifest.graphs}
+        self._run_options = ort.RunOptions()
         _share_arena()
         self._sessions = {graph.size_px: self._session(bundle, graph, threads) for graph in bundle.manifest.graphs}
 
@@ -65,7 +70,9 @@ class OnnxEngine:
         if session is None or images.shape[2] != size_px:
             raise InferenceFailed(f"no graph for images of {images.shape[1]} x {images.shape[2]} px")
         try:
-            logits, kept = session.run(["logits", "kept"], {"images": images, "threshold": threshold})
+            self._run_options = ort.RunOptions()  # its own for each run, so that `terminate` can't hit a later one
+            feed = {"images": images, "threshold": threshold}
+            logits, kept = session.run(["logits", "kept"], feed, self._run_options)
         except Exception as error:  # the runtime's errors have no common base class but this
             raise InferenceFailed(f"ONNX Runtime failed: {str(error).splitlines()[0]}") from error
         output = EngineOutput(logits, kept)
@@ -73,6 +80,10 @@ class OnnxEngine:
         if logits.shape[1] != self._classes or kept.shape[1:] != (self._layers, self._graphs[size_px].patches):
             raise InferenceFailed(f"the graph gave logits {logits.shape} and kept {kept.shape}, unlike the manifest")
         return output
+
+    def terminate(self) -> None:
+        """Ask a running `infer`, from another thread, to fail soon; without effect if none runs."""
+        self._run_options.terminate = True
 
     def _session(self, bundle: Bundle, graph: Graph, threads: int) -> ort.InferenceSession:
         file = bundle.path / graph.file

@@ -117,14 +117,23 @@ def record(
     receipts: Sequence[Receipt],
     thresholds: Sequence[float],
     measured: Measured,
+    *,
+    degraded: bool = False,
 ) -> None:
-    """Hand what a request cost to the metrics; its threshold is the mean over its images."""
+    """Hand what a request cost to the metrics.
+
+    Args:
+        receipts: of the images that were computed; none if a cache had them all.
+        thresholds: of all images; their mean is the request's.
+        degraded: whether an image got less compute than asked.
+    """
     serving.metrics.on_answer(
         model.name,
         receipts,
         threshold=sum(thresholds) / len(thresholds),
         decode_s=measured.decode_s,
         queue_s=measured.queue_s,
+        degraded=degraded,
     )
 
 

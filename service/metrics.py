@@ -19,10 +19,11 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _PATCHES = (0, 1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 _SHARES = tuple(step / 10 for step in range(11))
+_ERROR_RATIOS = (0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0)
 _RATIOS = (*_SHARES[1:], 1.1, 1.25)
 
 OUTCOMES = ("ok", "invalid", "overloaded", "timeout", "cancelled", "error")
-REASONS = ("idle", "busy", "full", "retry")
+REASONS = ("idle", "busy", "full", "cost", "retry")
 
 
 class Metrics:
@@ -53,18 +54,29 @@ class Metrics:
         self._batch_size = histogram("batch_size", "Images in one run of the engine.", _SIZES)
         self._skipped = histogram("skipped_patches", "Patches skipped in a request, mean over gated layers.", _PATCHES)
         self._macs_ratio = histogram("macs_ratio", "MACs spent, as a share of the dense model at full size.", _RATIOS)
+        self._prediction_error = histogram(
+            "work_prediction_error_ratio", "Actual over predicted seconds of a run of the engine.", _ERROR_RATIOS
+        )
         self._threshold = histogram("effective_threshold", "Score threshold a request ran with.", _SHARES)
         self._patches = counter("patches_total", "Patches that entered a layer.", ("model", "layer"))
         self._skipped_patches = counter("skipped_patches_total", "Patches a layer skipped.", ("model", "layer"))
+        self._degraded = counter("degraded_requests_total", "Requests answered with less than asked.", ("model",))
+        self._terminated = counter("terminated_batches_total", "Runs ended because nobody waited.", ("model",))
+        self._samples = counter("guard_samples_total", "Answers computed again at full compute.", ("model", "agreed"))
+        self._cache_requests = counter("cache_requests_total", "Images looked up in the cache.", ("model", "found"))
         self._batches = counter("batches_total", "Runs of the engine by why they left.", ("model", "reason"))
         self._pending = gauge("pending_requests", "Images accepted and not yet answered.")
         self._pending_s = gauge("pending_work_seconds", "Seconds of work that pending images stand for.")
         self._degradation = gauge("degradation_level", "How far load has raised thresholds; 0 is not at all.")
+        self._agreement = gauge("top1_agreement", "Share of the guard's last samples that agree.", ("model",))
+        self._cache_bytes = gauge("cache_bytes", "Bytes of cached answers.", ("model",))
         self._info = gauge("model_info", "The served model.", ("model", "version", "architecture", "attention"))
-        self._degradation.set(0)
 
-    def watch(self, pending: Callable[[], int], pending_work_s: Callable[[], float]) -> None:
+    def watch(
+        self, pending: Callable[[], int], pending_work_s: Callable[[], float], degradation: Callable[[], float]
+    ) -> None:
         """Ask these at every scrape."""
+        self._degradation.set_function(degradation)
         self._pending.set_function(pending)
         self._pending_s.set_function(pending_work_s)
 
@@ -74,6 +86,12 @@ class Metrics:
         self._info.labels(name, manifest.version, manifest.architecture, manifest.attention).set(1)
         for outcome in OUTCOMES:
             self._requests.labels(name, outcome)
+        self._degraded.labels(name)
+        for agreed in ("true", "false"):
+            self._samples.labels(name, agreed)
+        for found in ("hit", "coalesced", "miss"):
+            self._cache_requests.labels(name, found)
+        self._terminated.labels(name)
         for reason in REASONS:
             self._batches.labels(name, reason)
         for layer in range(manifest.layers):
@@ -89,15 +107,42 @@ class Metrics:
         """The engine ran."""
         self._batches.labels(model, stats.reason).inc()
         self._batch_size.observe(stats.rows)
+        if stats.prediction_error_ratio is not None:
+            self._prediction_error.observe(stats.prediction_error_ratio)
         self._inference_s.observe(stats.inference_s)
 
+    def on_sample(self, model: str, agreed: bool, agreement: float) -> None:
+        """The quality guard has judged an answer; `agreement` is the share of the last ones that agreed."""
+        self._samples.labels(model, str(agreed).lower()).inc()
+        self._agreement.labels(model).set(agreement)
+
+    def on_find(self, model: str, found: str, cache_bytes: int) -> None:
+        """The cache was asked for an image."""
+        self._cache_requests.labels(model, found).inc()
+        self._cache_bytes.labels(model).set(cache_bytes)
+
+    def on_terminate(self, model: str) -> None:
+        """A run of the engine was ended because everybody who waited for it had left."""
+        self._terminated.labels(model).inc()
+
     def on_answer(
-        self, model: str, receipts: Sequence[Receipt], *, threshold: float, decode_s: float, queue_s: float
+        self,
+        model: str,
+        receipts: Sequence[Receipt],
+        *,
+        threshold: float,
+        decode_s: float,
+        queue_s: float,
+        degraded: bool = False,
     ) -> None:
-        """A request was answered; histograms get the mean over its images."""
+        """A request was answered; histograms get the mean over the images that were computed."""
+        if degraded:
+            self._degraded.labels(model).inc()
         self._decode_s.observe(decode_s)
         self._queue_s.observe(queue_s)
         self._threshold.observe(threshold)
+        if not receipts:
+            return
         self._skipped.observe(sum(receipt.skipped_mean for receipt in receipts) / len(receipts))
         self._macs_ratio.observe(sum(receipt.macs_ratio for receipt in receipts) / len(receipts))
         for layer in range(len(receipts[0].skipped_per_layer)):

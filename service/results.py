@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from service import schemas
 from service.artifact import Manifest
-from service.budget import Choice
 from service.macs import used_macs
+from service.planner import Plan
 
 
 class Receipt(NamedTuple):
@@ -55,24 +55,26 @@ def top_predictions(logits: NDArray[np.float32], labels: tuple[str, ...], top_k:
 
 def make_result(
     manifest: Manifest,
-    choice: Choice,
+    plan: Plan,
     receipt: Receipt,
     logits: NDArray[np.float32],
     *,
     top_k: int,
     mask: NDArray[np.bool_] | None = None,
     overlay: str | None = None,
+    cached: bool = False,
 ) -> schemas.Result:
     """The result for one image; `mask` (L, P) and `overlay` only if asked for."""
     return schemas.Result(
         predictions=top_predictions(logits, manifest.labels, top_k),
-        threshold=choice.threshold,
-        size_px=choice.size_px,
-        degraded=False,
+        threshold=plan.choice.threshold,
+        size_px=plan.choice.size_px,
+        degraded=plan.degraded,
         skipped_patches=schemas.SkippedPatches(
             mean=receipt.skipped_mean, per_layer=list(receipt.skipped_per_layer), patches=receipt.patches
         ),
         macs=schemas.Macs(used=receipt.macs_used, dense=manifest.full.dense_macs, ratio=receipt.macs_ratio),
         mask=None if mask is None else mask.astype(np.uint8).tolist(),
         overlay=overlay,
+        cached=cached or None,
     )

@@ -51,6 +51,13 @@ class ClassifyQuery(BaseModel):
         ),
     ] = None
     preset: Annotated[PresetName | None, Field(description="A named pair of input size and threshold.")] = None
+    degrade: Annotated[
+        bool | None,
+        Field(
+            description="`false`: never less compute than asked. `true`: less if load or the deadline needs it. Left "
+            "out, load may lower presets and `compute`, but no `threshold` and no `size`."
+        ),
+    ] = None
     top_k: Annotated[int, Field(ge=1, le=1000, description="Predictions to return; at most one for each label.")] = 5
     explain: Annotated[
         Explain,
@@ -64,6 +71,11 @@ class ClassifyQuery(BaseModel):
         ),
     ] = None
     model: Annotated[str | None, Field(description="Name of the model; the default one if left out.")] = None
+
+    @property
+    def may_be_lowered_by_load(self) -> bool:
+        """Who names a threshold or a size means it; who names a share or a preset names what to spend at best."""
+        return (self.threshold is None and self.size is None) if self.degrade is None else self.degrade
 
     @model_validator(mode="before")
     @classmethod
@@ -115,10 +127,13 @@ class Result(BaseModel):
     predictions: list[Prediction]
     threshold: float
     size_px: int
-    degraded: bool = Field(description="Whether load raised the threshold above what was asked.")
+    degraded: bool = Field(description="Whether load or the deadline made it less compute than asked.")
     skipped_patches: SkippedPatches
     macs: Macs
     mask: list[list[int]] | None = Field(None, description="[layers][patches], 1 = computed; with explain=mask.")
+    cached: Literal[True] | None = Field(
+        None, description="There if nothing was computed for this request; the answer may have had more compute."
+    )
     overlay: str | None = Field(None, description="PNG data URI, a tile for each layer; with explain=overlay.")
 
 

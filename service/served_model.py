@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from functools import partial
 
 from service.artifact import Bundle, Manifest, load_bundle
 from service.batcher import Batcher
+from service.cache import AnswerCache
+from service.controller import Controller
+from service.cost import CostModel
 from service.cpu import usable_cpus
+from service.decode_pool import DecodePool
 from service.engine import Engine, OnnxEngine, warm_up
 from service.errors import BundleError, InferenceFailed
+from service.guard import Guard
 from service.metrics import Metrics
+from service.planner import Planner
 from service.settings import Settings
 
 
@@ -20,6 +27,14 @@ class ServedModel:
 
     bundle: Bundle
     batcher: Batcher
+    planner: Planner
+    guard: Guard
+    cache: AnswerCache | None  # None: switched off
+
+    async def close(self, timeout_s: float) -> bool:
+        """Finish what was accepted and stop; False if some had to be failed after `timeout_s`."""
+        self.guard.stop()
+        return await self.batcher.drain(timeout_s)
 
     @property
     def manifest(self) -> Manifest:
@@ -62,15 +77,35 @@ def load_engine(settings: Settings, bundle: Bundle) -> OnnxEngine:
     return engine
 
 
-def serve_model(settings: Settings, bundle: Bundle, engine: Engine, metrics: Metrics) -> ServedModel:
+def serve_model(
+    settings: Settings, bundle: Bundle, engine: Engine, metrics: Metrics, decoders: DecodePool
+) -> ServedModel:
     """Put a queue in front of a warm engine and report on it; needs a running event loop."""
     manifest = bundle.manifest
     batcher = Batcher(
         engine,
+        CostModel(manifest),
         max_batch_size=settings.max_batch_size,
         max_pending=settings.max_pending_images,
+        max_batch_work_s=settings.max_batch_work_s,
+        max_pending_work_s=settings.max_pending_work_s,
         on_batch=partial(metrics.on_batch, manifest.name),
+        on_terminate=partial(metrics.on_terminate, manifest.name),
     )
+    controller = Controller(target_s=settings.adaptive_target_s, enabled=settings.adaptive)
+    planner = Planner(manifest, batcher, controller, min_compute=settings.min_compute)
+    guard = Guard(
+        batcher,
+        partial(decoders.decode_one, size_px=manifest.full.size_px, interpolation=manifest.preprocessing.interpolation),
+        ratio=settings.guard_ratio,
+        min_agreement=settings.min_agreement,
+        random=random.random,
+        on_sample=partial(metrics.on_sample, manifest.name),
+        on_verdict=controller.judge,
+    )
+    on_find = partial(metrics.on_find, manifest.name)
+    cache = AnswerCache(manifest, settings.cache_bytes, on_find) if settings.cache_bytes else None
     metrics.serve(manifest)
     batcher.start()
-    return ServedModel(bundle, batcher)
+    guard.start()
+    return ServedModel(bundle, batcher, planner, guard, cache)

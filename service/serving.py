@@ -38,6 +38,7 @@ class Serving:
         self.metrics.watch(
             lambda: sum(model.batcher.pending for model in self.models.values()),
             lambda: sum(model.batcher.pending_work_s for model in self.models.values()),
+            lambda: max((model.planner.level for model in self.models.values()), default=0.0),
         )
 
     async def open(self, name: str, bundle: Bundle | None = None, engine: Engine | None = None) -> None:
@@ -50,12 +51,12 @@ class Serving:
             bundle = await asyncio.to_thread(load_model_bundle, self.settings, name)
         if engine is None:
             engine = await asyncio.to_thread(load_engine, self.settings, bundle)
-        model = serve_model(self.settings, bundle, engine, self.metrics)
+        model = serve_model(self.settings, bundle, engine, self.metrics, self.decoders)
         self.models[model.name] = model
 
     async def close(self, timeout_s: float) -> bool:
         """Finish what was accepted and stop; False if some had to be failed after `timeout_s`."""
-        finished = await asyncio.gather(*(model.batcher.drain(timeout_s) for model in self.models.values()))
+        finished = await asyncio.gather(*(model.close(timeout_s) for model in self.models.values()))
         self.decoders.close()
         return all(finished)
 

@@ -6,7 +6,7 @@ Each field says what it trades off. This file knows what the values mean for no 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -56,6 +56,54 @@ class Settings(BaseSettings):
         le=65536,
         description="Images that may wait before new ones get 429. Larger rides out bursts; smaller fails sooner "
         "instead of answering late.",
+    )
+    max_pending_work_s: float = Field(
+        2.0,
+        gt=0,
+        description="Seconds of predicted work that may wait before new images get 429; counts what they cost, not how "
+        "many they are. Larger rides out bursts; smaller fails sooner instead of answering late.",
+    )
+    max_batch_work_s: float = Field(
+        0.4,
+        gt=0,
+        description="Predicted seconds of one batch. Longer gives a little more throughput under load; a late request "
+        "may wait for all of it.",
+    )
+    adaptive: bool = Field(
+        True,
+        description="Lower the compute of new requests while the queue's delay is above adaptive_target_s, down to "
+        "min_compute. Keeps latency and refuses less, at the price of accuracy; answers say `degraded`.",
+    )
+    adaptive_target_s: float = Field(
+        0.2,
+        gt=0,
+        le=10,
+        description="Queue delay above which compute is lowered. Shorter keeps answers fast; longer keeps them exact.",
+    )
+    min_compute: dict[PresetName, Annotated[float, Field(ge=0, le=1)]] = Field(
+        {"full": 0.5, "balanced": 0.26, "economy": 0.26},
+        description="Share of the dense MACs that load may lower each preset to, as JSON. Lower holds more load; "
+        "higher keeps more accuracy. What is absent is never lowered.",
+    )
+    guard_ratio: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="Share of the answers (of presets and compute shares) that is computed again at full compute while "
+        "the engine is idle, to see how often both agree. More notices a loss sooner and takes idle CPU; 0 is off.",
+    )
+    min_agreement: float = Field(
+        0.8,
+        ge=0,
+        le=1,
+        description="Share of those that must agree on the first label; below it load lowers compute less. Higher "
+        "keeps accuracy, lower holds more load.",
+    )
+    cache_bytes: int = Field(
+        0,
+        ge=0,
+        description="Bytes of answers kept for images seen before; 0 is off. An image that is sent again, or twice at "
+        "once, is computed once; an answer with more compute serves a request for less.",
     )
     default_preset: PresetName = Field(
         "balanced", description="What a request that names no threshold, compute share or preset gets."

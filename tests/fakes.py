@@ -37,16 +37,20 @@ class FakeEngine:
     """Answers by the first pixel of an image: label `pixel % CLASSES`; gated layers skip the share `threshold`.
 
     `hold()` makes it stop at the next batch until `release()`; images whose first pixel is in `poison` raise, those in
-    `not_finite` get NaN logits. It never sleeps.
+    `not_finite` get NaN logits. `deaf`: a hung one, which `terminate` doesn't reach. It never sleeps.
     """
 
-    def __init__(self, *, poison: frozenset[int] = frozenset(), not_finite: frozenset[int] = frozenset()) -> None:
+    def __init__(
+        self, *, poison: frozenset[int] = frozenset(), not_finite: frozenset[int] = frozenset(), deaf: bool = False
+    ) -> None:
+        self.deaf = deaf
         self.poison = poison
         self.not_finite = not_finite
         self.batches: list[list[int]] = []  # first pixels of every batch it was given
         self.sizes: list[int] = []
         self.on_batch: Callable[[], None] = lambda: None
         self.entered = threading.Event()
+        self.terminated = 0
         self._open = threading.Event()
         self._open.set()
 
@@ -56,6 +60,11 @@ class FakeEngine:
 
     def release(self) -> None:
         self._open.set()
+
+    def terminate(self) -> None:
+        self.terminated += 1
+        if not self.deaf:
+            self._open.set()
 
     def infer(self, images: NDArray[np.uint8], threshold: NDArray[np.float32]) -> EngineOutput:
         first = [int(value) for value in images[:, 0, 0, 0]]

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Any
 
-import numpy as np
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
-from numpy.typing import NDArray
 from starlette.requests import ClientDisconnect
 
 from service import schemas
 from service.artifact import Manifest
-from service.batch import Answer
-from service.body import IMAGE_TYPES, MULTIPART, read_images
-from service.budget import choose
+from service.body import IMAGE_TYPES, MULTIPART
+from service.classification import Answered, classify_images
 from service.error_handlers import MEDIA_TYPE
-from service.errors import DeadlinePassed
-from service.exchange import CLIENT_LEFT, Measured, ask, count_request, find_model, record, server_timing
+from service.exchange import CLIENT_LEFT, Measured, count_request, find_model, record, server_timing
 from service.explain import overlay_uri
-from service.results import make_receipt, make_result
+from service.results import make_result
 from service.serving import Serving, ServingDep
 
 router = APIRouter(prefix="/v1", tags=["classify"])
@@ -101,62 +96,42 @@ async def classify(
 ) -> Response:
     """Classify one image, or each of several, computing only the patches it needs."""
     model = find_model(request, serving, query.model)
-    manifest = model.manifest
-    choice = choose(
-        manifest,
-        threshold=query.threshold,
-        compute=query.compute,
-        preset=query.preset,
-        size_px=query.size,
-        default_preset=serving.settings.default_preset,
-    )
-    timeout_s = serving.settings.default_timeout_s if x_request_timeout_ms is None else x_request_timeout_ms / 1e3
-    deadline = request.state.started_s + timeout_s
-    model.batcher.check_room(1)  # a full queue refuses before it reads and decodes
     try:
-        images, decode_s = await _receive(request, serving, manifest, choice.size_px, deadline)
-        thresholds = [choice.threshold] * len(images)
-        answers = await ask(request, model, images, thresholds, deadline)
+        answered = await classify_images(request, serving, model, query, x_request_timeout_ms)
     except ClientDisconnect:
         request.state.outcome = "cancelled"
         return Response(status_code=CLIENT_LEFT)
-    receipts = [make_receipt(manifest, choice.size_px, answer.kept) for answer in answers]
-    overlays = await _draw(serving, images, answers) if query.explain == "overlay" else None
+    overlays = await _draw(serving, answered) if query.explain == "overlay" else None
     results = [
         make_result(
-            manifest,
-            choice,
+            model.manifest,
+            plan,
             receipt,
-            answer.logits,
+            computed.answer.logits,
             top_k=query.top_k,
-            mask=answer.kept if query.explain == "mask" else None,
+            mask=computed.answer.kept if query.explain == "mask" else None,
             overlay=overlays[index] if overlays else None,
+            cached=computed.cached,
         )
-        for index, (receipt, answer) in enumerate(zip(receipts, answers, strict=True))
+        for index, (plan, computed, receipt) in enumerate(
+            zip(answered.plans, answered.computed, answered.receipts, strict=True)
+        )
     ]
-    measured = Measured(decode_s, answers, serving.now() - request.state.started_s)
-    record(serving, model, receipts, thresholds, measured)
+    record(
+        serving,
+        model,
+        [receipt for receipt, one in zip(answered.receipts, answered.computed, strict=True) if not one.cached],
+        [plan.choice.threshold for plan in answered.plans],
+        answered.measured,
+        degraded=any(plan.degraded for plan in answered.plans),
+    )
     request.state.outcome = "ok"
-    return _respond(manifest, results, measured)
+    return _respond(model.manifest, results, answered.measured)
 
 
-async def _receive(
-    request: Request, serving: Serving, manifest: Manifest, size_px: int, deadline: float
-) -> tuple[list[NDArray[np.uint8]], float]:
-    """Read the body and decode its images; also how long decoding took."""
-    try:
-        async with asyncio.timeout_at(deadline):  # the loop's clock is `time.monotonic`, as the deadline's is
-            encoded = await read_images(request, serving.body_limits)
-            started_s = serving.now()
-            images = await serving.decoders.decode(encoded, size_px, manifest.preprocessing.interpolation)
-            return images, serving.now() - started_s
-    except TimeoutError:
-        raise DeadlinePassed("the deadline passed before the images were received and decoded") from None
-
-
-async def _draw(serving: Serving, images: Sequence[NDArray[np.uint8]], answers: Sequence[Answer]) -> list[str]:
-    pairs = zip(images, answers, strict=True)
-    drawings = [serving.decoders.run(partial(overlay_uri, image, answer.kept)) for image, answer in pairs]
+async def _draw(serving: Serving, answered: Answered) -> list[str]:
+    pairs = zip(answered.images, answered.computed, strict=True)
+    drawings = [serving.decoders.run(partial(overlay_uri, image, one.answer.kept)) for image, one in pairs]
     return list(await asyncio.gather(*drawings))
 
 

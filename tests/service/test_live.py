@@ -57,7 +57,7 @@ async def test_after_the_delay_the_server_ends_without_raising_the_signal_again(
 
 
 async def test_a_hung_engine_doesnt_hold_up_the_end_and_its_callers_are_told() -> None:
-    engine = FakeEngine()
+    engine = FakeEngine(deaf=True)
     async with live_server(engine, Settings(drain_delay_s=0, drain_timeout_s=0.05)) as live:
         engine.hold()
         hung = [asyncio.create_task(ask(live.port, "POST", "/v1/classify", plain(value))) for value in range(2)]

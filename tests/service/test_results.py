@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from service.budget import Choice
+from service.planner import Plan
 from service.results import make_receipt, make_result, softmax, top_predictions
 from tests.fakes import LAYERS, fake_manifest
 
@@ -44,7 +45,8 @@ def test_a_receipt_counts_every_layer_and_averages_gated_ones() -> None:
 def test_dense_macs_are_those_of_the_full_size_whatever_size_ran() -> None:
     manifest = fake_manifest()
     receipt = make_receipt(manifest, 14, kept((0, 0, 0), patches=4))
-    result = make_result(manifest, Choice(14, 0.5), receipt, np.zeros(4, np.float32), top_k=1)
+    result = make_result(manifest, Plan(Choice(14, 0.5), degraded=True), receipt, np.zeros(4, np.float32), top_k=1)
     assert result.macs.dense == 53500
+    assert result.degraded
     assert result.macs.ratio == pytest.approx(17500 / 53500)
     assert result.mask is None

@@ -516,7 +516,7 @@ async def test_a_full_queue_is_429() -> None:
             pass
         status, content = await ask(live.port, "POST", URL, json.dumps(in_json(pixels(2, 3))).encode())
         assert status == 429
-        assert "wait already" in json.loads(content)["error"]
+        assert "the queue is full" in json.loads(content)["error"]
         engine.release()
         assert [(await running)[0], (await waiting)[0]] == [200, 200]
 

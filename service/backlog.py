@@ -1,0 +1,104 @@
+"""What waits, in the order in which it is due, and the next batch, staged while the engine runs the one before.
+
+The batch that comes next is decided by who is due first: that image's size is the batch's size, and others of this size
+join it in the order they are due, until its rows or its predicted work are used up. Images of another size that are due
+later are passed over, but never the one that is due first, so nobody waits for ever. It knows no engine and no clock.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.batch import Batch, Entry
+
+
+class Backlog:
+    """Entries accepted and not yet with the engine."""
+
+    def __init__(self, *, max_batch_size: int, affords: Callable[[float], bool]) -> None:
+        self._max_batch_size = max_batch_size
+        self._affords = affords
+        self._waiting: list[Entry] = []  # what fits no open batch, by due_s
+        self._open: Batch | None = None
+        self._spare: list[NDArray[np.uint8]] = []
+
+    def __len__(self) -> int:
+        return len(self._waiting) + (len(self._open.entries) if self._open else 0)
+
+    def __iter__(self) -> Iterator[Entry]:
+        if self._open:
+            yield from self._open.entries
+        yield from self._waiting
+
+    def add(self, entry: Entry, *, while_busy: bool) -> None:
+        """Stage the entry in the next batch, or let it wait for a later one."""
+        if self._open is None:
+            self._open = self._new_batch(entry.image.shape, while_busy)
+        if not self._open.admit(entry, self._affords):
+            insort(self._waiting, entry, key=_due_s)
+
+    def sweep(self, now_s: float) -> None:
+        """Forget dead entries and let those who wait have their places."""
+        was_busy = self._open is not None and self._open.while_busy
+        if self._open is not None:
+            self._open.drop_dead(now_s)
+            if not self._open.entries:
+                self._close(self._open)
+        self._refill([entry for entry in self._waiting if not entry.is_dead(now_s)], was_busy)
+
+    def take(self, now_s: float) -> Batch | None:
+        """The batch that comes next, without dead entries; None if nobody waits. Give it back with `recycle`."""
+        self.sweep(now_s)
+        if self._open is not None and self._is_overtaken(self._open):
+            entries = sorted(self, key=_due_s)
+            was_busy = self._open.while_busy
+            self._close(self._open)
+            self._refill(entries, was_busy)
+        batch, self._open = self._open, None
+        return batch
+
+    def open_next(self) -> None:
+        """Stage the next batch from what waits; called once the engine runs."""
+        if self._open is None:
+            self._refill(self._waiting, while_busy=True)
+
+    def recycle(self, batch: Batch) -> None:
+        """Take back the buffer of a batch that ran."""
+        self._spare.append(batch.buffer)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._waiting, self._open = [], None
+
+    def _refill(self, entries: list[Entry], while_busy: bool) -> None:
+        self._waiting = []
+        for entry in entries:
+            self.add(entry, while_busy=while_busy)
+
+    def _is_overtaken(self, batch: Batch) -> bool:
+        """Whether one who waits is due before someone in the batch whose place it could have had."""
+        if not self._waiting:
+            return False
+        if self._waiting[0].due_s < min(map(_due_s, batch.entries)):
+            return True
+        rival = next((entry for entry in self._waiting if entry.image.shape == batch.buffer.shape[1:]), None)
+        return rival is not None and rival.due_s < max(map(_due_s, batch.entries))
+
+    def _new_batch(self, shape: tuple[int, ...], while_busy: bool) -> Batch:
+        wanted = (self._max_batch_size, *shape)
+        for index, buffer in enumerate(self._spare):
+            if buffer.shape == wanted:
+                return Batch(self._spare.pop(index), while_busy)
+        return Batch(np.empty(wanted, np.uint8), while_busy)
+
+    def _close(self, batch: Batch) -> None:
+        self._open = None
+        self._spare.append(batch.buffer)
+
+
+def _due_s(entry: Entry) -> float:
+    return entry.due_s

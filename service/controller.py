@@ -1,0 +1,69 @@
+"""Load-adaptive compute: how far to lower the spending of new requests, from how long they would have to wait. Pure.
+
+A proportional-integral controller on queue delay, clocked from outside. The queue integrates the difference between
+offered and finished work, so the loop is of second order, with damping `_GAIN / 2 * sqrt(g / (_INTEGRAL * target_s))`,
+where g, the work that a whole level saves each second, is about the offered load in engines: 1 or more whenever there
+is an overload to control, at targets of up to 0.3 s. It settles without an oscillation of its own. Between half the
+target and the target nothing changes (hysteresis). The level is 0 (spend what was asked) to 1 (spend the operator's
+minimum); the quality guard may lower the highest level.
+
+Overload control by delay follows CoDel (Nichols and Jacobson, 2012); spending less before refusing is known as brownout
+(Klein et al., ICSE 2014).
+"""
+
+from __future__ import annotations
+
+_GAIN = 0.25  # level for each target's length of delay above the target
+_INTEGRAL = 0.05  # level a second for each target's length
+_RELEASE = 0.25  # level a second while the delay is below half the target
+_MAX_ERROR = 4.0  # targets; a longer delay drives no harder
+_MAX_STEP_S = 0.25  # a pause between observations counts as no more than this while the delay is high
+_TIGHTEN, _LOOSEN = 0.2, 0.05  # of the highest level, with each verdict of the quality guard
+
+
+class Controller:
+    """Holds the level; told delays, asked for spending."""
+
+    def __init__(self, *, target_s: float, enabled: bool = True) -> None:
+        """`target_s`: queue delay that is fine. `enabled`: the operator's off switch; False keeps the level at 0."""
+        self._target_s = target_s
+        self._enabled = enabled
+        self._integral = 0.0
+        self._proportional = 0.0
+        self._ceiling = 1.0
+        self._observed_s: float | None = None
+
+    @property
+    def level(self) -> float:
+        """How far spending is lowered: 0 not at all, 1 to the minimum."""
+        return min(self._ceiling, self._integral + self._proportional)
+
+    @property
+    def ceiling(self) -> float:
+        """The highest level that the quality guard allows."""
+        return self._ceiling
+
+    def observe(self, now_s: float, delay_s: float) -> None:
+        """Take in the delay that a request admitted at `now_s` would see."""
+        elapsed_s = 0.0 if self._observed_s is None else max(0.0, now_s - self._observed_s)
+        self._observed_s = now_s
+        if not self._enabled:
+            return
+        error = min(delay_s / self._target_s - 1.0, _MAX_ERROR)
+        if error > 0:
+            self._proportional = _GAIN * error
+            self._integral += _INTEGRAL * error * min(elapsed_s, _MAX_STEP_S)
+        else:
+            self._proportional = 0.0
+            if delay_s < self._target_s / 2:
+                self._integral -= _RELEASE * elapsed_s
+        self._integral = min(max(self._integral, 0.0), self._ceiling)
+
+    def judge(self, agreement_is_fine: bool) -> None:
+        """The quality guard's verdict: tighten the highest level, or loosen it again slowly."""
+        change = _LOOSEN if agreement_is_fine else -_TIGHTEN
+        self._ceiling = min(max(self._ceiling + change, 0.0), 1.0)
+
+    def share(self, wanted: float, minimum: float) -> float:
+        """The share of the dense MACs to spend on a request that wants `wanted` and may be lowered to `minimum`."""
+        return wanted - self.level * max(0.0, wanted - minimum)

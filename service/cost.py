@@ -1,0 +1,93 @@
+"""What a run of the engine will cost, before it runs: MACs from the calibration table, seconds from recent runs.
+
+How many patches a gate keeps is known only once it ran, so both steps are predictions that learn: MACs are the table's
+mean for the input size and threshold, corrected by what recent images of that size really took; seconds are a fixed
+part plus a part for each MAC, fitted to recent runs with weights that fade. It knows no queue and reads no clock.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.artifact import Manifest
+from service.budget import mean_macs_ratio
+from service.macs import used_macs
+
+_FADE = 0.95  # of a run's weight, with every run that follows it
+_CORRECTION_WEIGHT = 0.1  # of the latest run in the moving average of actual over predicted MACs
+_CORRECTION_BOUNDS = (0.25, 4.0)
+_DISTINCT = 1e-3  # relative variance of the runs' MACs below which a fixed part can't be told from a proportional one
+
+
+class Cost(Protocol):
+    """What the batcher asks before and tells after a run."""
+
+    def macs(self, size_px: int, threshold: float) -> float:
+        """MACs that one image will take, on average."""
+        ...
+
+    def seconds(self, macs: float) -> float:
+        """Seconds that a run of so many MACs will take; 0 before the first run was seen."""
+        ...
+
+    def learn(
+        self, size_px: int, thresholds: NDArray[np.float32], kept: NDArray[np.bool_], seconds: float
+    ) -> float | None:
+        """Take in what a run took: thresholds (B,), kept (B, L, P). Returns actual over predicted seconds, if any."""
+        ...
+
+
+class CostModel:
+    """Learns the cost of one model's runs on this machine."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._manifest = manifest
+        self._corrections = dict.fromkeys(manifest.sizes_px, 1.0)
+        self._fit = _FadingLine()
+
+    def macs(self, size_px: int, threshold: float) -> float:
+        """MACs that one image will take, on average."""
+        ratio = mean_macs_ratio(self._manifest, size_px, threshold)
+        return ratio * self._manifest.full.dense_macs * self._corrections[size_px]
+
+    def seconds(self, macs: float) -> float:
+        """Seconds that a run of so many MACs will take; 0 before the first run was seen."""
+        return self._fit.at(macs)
+
+    def learn(
+        self, size_px: int, thresholds: NDArray[np.float32], kept: NDArray[np.bool_], seconds: float
+    ) -> float | None:
+        """Take in what a run took: thresholds (B,), kept (B, L, P). Returns actual over predicted seconds, if any."""
+        predicted_macs = sum(self.macs(size_px, float(threshold)) for threshold in thresholds)
+        predicted_s = self.seconds(predicted_macs)
+        macs = float(used_macs(self._manifest.graph(size_px), kept.sum(axis=2)).sum())
+        low, high = _CORRECTION_BOUNDS
+        correction = self._corrections[size_px]
+        target = correction * macs / predicted_macs
+        self._corrections[size_px] = float(np.clip(correction + _CORRECTION_WEIGHT * (target - correction), low, high))
+        self._fit.add(macs, seconds)
+        return seconds / predicted_s if predicted_s else None
+
+
+class _FadingLine:
+    """Least squares of y = fixed + slope * x over points whose weights fade; both parts are at least 0."""
+
+    def __init__(self) -> None:
+        self._sums = np.zeros(5)  # of 1, x, x*x, y, x*y
+
+    def add(self, x: float, y: float) -> None:
+        """Take in a point."""
+        self._sums = _FADE * self._sums + np.array([1.0, x, x * x, y, x * y])
+
+    def at(self, x: float) -> float:
+        """The line's value; 0 before the first point."""
+        n, sx, sxx, sy, sxy = self._sums.tolist()
+        if not sx:
+            return 0.0
+        spread = n * sxx - sx * sx
+        slope = (n * sxy - sx * sy) / spread if spread > _DISTINCT * sx * sx else sy / sx
+        slope = min(max(slope, 0.0), sy / sx)  # beyond sy / sx the fixed part would be negative
+        return float((sy - slope * sx) / n + slope * x)

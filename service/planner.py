@@ -1,0 +1,133 @@
+"""What a request will run with: what it asked for, less under load, less still to make its deadline, or a refusal.
+
+It knows the model's table, the queue's prediction and the controller's level; no HTTP and no future.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, Protocol
+
+from service.artifact import Manifest
+from service.budget import Choice, cheaper, mean_macs_ratio
+from service.controller import Controller
+from service.errors import DeadlinePassed, Overloaded
+from service.settings import PresetName
+
+_RUNGS = 8  # cheaper pairs tried for a deadline
+
+
+class Forecast(Protocol):
+    """What the planner asks the queue."""
+
+    @property
+    def pending_work_s(self) -> float:
+        """Seconds of work accepted and not yet done."""
+        ...
+
+    def finish_s(self, size_px: int, threshold: float, images: int, deadline: float) -> float:
+        """Seconds until such images would be answered if they came now; 0 while nothing is known."""
+        ...
+
+    def run_s(self, size_px: int, threshold: float, images: int) -> float:
+        """Seconds that such images take in the engine alone; 0 while nothing is known."""
+        ...
+
+
+class Plan(NamedTuple):
+    """What a request runs with."""
+
+    choice: Choice
+    degraded: bool  # whether that is less than it asked for
+
+
+class Planner:
+    """Plans the requests of one model."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        queue: Forecast,
+        controller: Controller,
+        *,
+        min_compute: Mapping[PresetName, float],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`min_compute`: the share of the dense MACs that load may lower each preset to; absent, not at all."""
+        self._manifest = manifest
+        self._queue = queue
+        self._controller = controller
+        self._min_compute = min_compute
+        self._clock = clock
+
+    @property
+    def level(self) -> float:
+        """The controller's level, now."""
+        self._controller.observe(self._clock(), self._queue.pending_work_s)
+        return self._controller.level
+
+    def plan(
+        self,
+        wanted: Choice,
+        *,
+        bound: PresetName,
+        by_load: bool,
+        by_deadline: bool,
+        deadline: float,
+        images: int = 1,
+        size_px: int | None = None,
+    ) -> Plan:
+        """The pair of input size and threshold to run at.
+
+        Args:
+            wanted: what the request asked for.
+            bound: the preset whose minimum holds for it.
+            by_load, by_deadline: what may lower its spending.
+            deadline: the clock's time after which nobody wants the answer.
+            images: how many it brings.
+            size_px: the only size it can run at, if its images came at a size.
+
+        Raises:
+            Overloaded: the queue is too long for the deadline; later it would do.
+            DeadlinePassed: the deadline is too short even for an idle engine.
+        """
+        ratio = mean_macs_ratio(self._manifest, *wanted)
+        minimum = self._min_compute.get(bound, 1.0)
+        share = self._controller.share(ratio, minimum) if self.level > 0 and by_load else ratio
+        choice = cheaper(self._manifest, wanted, share, size_px=size_px) if share < ratio else wanted
+        if not self._makes(choice, images, deadline):
+            in_time = self._in_time(choice, share, minimum, images, deadline, size_px) if by_deadline else None
+            if in_time is None:
+                raise self._refusal(choice, images, deadline)
+            choice = in_time
+        return Plan(choice, degraded=choice != wanted)
+
+    def _makes(self, choice: Choice, images: int, deadline: float) -> bool:
+        return self._clock() + self._queue.finish_s(*choice, images, deadline) <= deadline
+
+    def _in_time(
+        self, choice: Choice, share: float, minimum: float, images: int, deadline: float, size_px: int | None
+    ) -> Choice | None:
+        """The dearest of a few cheaper pairs that makes the deadline."""
+        for rung in range(1, _RUNGS + 1):
+            lower = share - rung / _RUNGS * max(0.0, share - minimum)
+            found = cheaper(self._manifest, choice, lower, size_px=size_px)
+            if self._makes(found, images, deadline):
+                return found
+        return None
+
+    def _refusal(self, choice: Choice, images: int, deadline: float) -> Overloaded | DeadlinePassed:
+        left_s = deadline - self._clock()
+        alone_s = self._queue.run_s(*choice, images)
+        if alone_s > left_s:
+            return DeadlinePassed(
+                f"the deadline leaves {left_s * 1e3:.0f} ms; inference alone takes about {alone_s * 1e3:.0f} ms: "
+                "allow more time, ask for less compute, or allow it with degrade=true"
+            )
+        wait_s = self._queue.finish_s(*choice, images, deadline)
+        return Overloaded(
+            f"the deadline leaves {left_s * 1e3:.0f} ms and the answer would take about {wait_s * 1e3:.0f} ms; "
+            "try again later, or allow less compute with degrade=true",
+            retry_after_s=max(0.0, wait_s - left_s),
+        )
