@@ -101,6 +101,9 @@ class Guard:
                 label = await self._full_label(sample.encoded)
             except ServiceError:
                 continue  # refused or failed: a sample is worth no second try
+            except Exception:  # the guard outlives whatever it is
+                logger.exception("the quality guard met an unexpected error and goes on. This is a bug.")
+                continue
             self._judge(label == sample.label)
 
     async def _full_label(self, encoded: bytes) -> int:

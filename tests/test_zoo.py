@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from models.macs import shape_of, used_macs
 from service import macs as served_macs
 from service.artifact import Bundle, load_bundle
 from service.engine import OnnxEngine
+from service.errors import InferenceFailed
 from service.preprocess import resize_crop
 
 ZOO = Path(__file__).parent.parent / "models" / "zoo"
@@ -126,3 +128,17 @@ def test_presets_spend_less_and_less_and_are_worth_it(bundle: Bundle) -> None:
     assert full.macs_ratio.mean > balanced.macs_ratio.mean > economy.macs_ratio.mean
     assert balanced.accuracy >= full.accuracy - 0.0051
     assert economy.accuracy >= full.accuracy - 0.0151
+
+
+def test_a_run_can_be_ended_and_the_next_one_is_none_the_worse(engine: OnnxEngine, images: NDArray[np.uint8]) -> None:
+    expected = engine.infer(images, np.zeros(len(images), np.float32)).logits
+    many = np.concatenate([images] * 8)  # seconds of work, so that the run can't be over before it is ended
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(engine.infer, many, np.zeros(len(many), np.float32))
+        while not running.running():
+            pass
+        while not running.done():
+            engine.terminate()
+            wait([running], timeout=0.05)
+        assert isinstance(running.exception(), InferenceFailed)
+    np.testing.assert_array_equal(engine.infer(images, np.zeros(len(images), np.float32)).logits, expected)
