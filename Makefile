@@ -1,7 +1,7 @@
 # Two commands for users: `make serve`, `make test`. Every target makes .venv and installs what it needs, and only that.
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint format bench export train evaluate clean
+.PHONY: help serve test lint format bench export train evaluate soak clean
 SHELL := /bin/bash
 
 PYTHON ?= python3
@@ -57,6 +57,9 @@ train: $(VENV)/.export ## train on DATA from INIT by the recipes, measure and ex
 
 evaluate: $(VENV)/.export ## print the bundle's table, as it is served, on the test images of DATA (an hour on 2 cores)
 	$(BIN)/python -m models.evaluate --bundle $(BUNDLE) --data $(DATA)
+
+soak: $(VENV)/.dev ## serve mixed traffic for ten minutes; print drift of memory and p99, fail on any wrong answer
+	$(BIN)/python -m tests.soak
 
 clean: ## delete .venv and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info

@@ -4,15 +4,16 @@
     SKIPVIT_MAX_BATCH_SIZE=16 python -m service
     python -m service --print-config
 
-Every setting is also an environment variable, `SKIPVIT_*`; `--print-config` shows them all. Ready within seconds. A
-wrong setting or a broken bundle ends it with one line on stderr and exit code 2.
+Every setting is an option and an environment variable, `SKIPVIT_*`; `--help` says what each trades off,
+`--print-config` shows what is set. Ready within seconds. A wrong setting or a broken bundle ends it with one line on
+stderr and exit code 2.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import logging
+import logging.config
 import math
 import os
 import signal
@@ -25,25 +26,21 @@ from contextlib import contextmanager
 from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 from pydantic import ValidationError
 
+from service.api_keys import load_api_keys
 from service.app import create_app
-from service.errors import ServiceError
+from service.connection import Connection, ConnectionLimits
+from service.errors import ServiceError, SettingsError
 from service.lifecycle import Lifecycle
+from service.logs import logging_config
+from service.options import ONE_PROCESS, make_parser, read_options
 from service.served_model import open_model
 from service.settings import Settings, explain_settings_error
 
 EXIT_OK, EXIT_UNFINISHED, EXIT_USAGE = 0, 1, 2
 _LAST_ANSWERS_S = 1  # for the answers to requests that were given up
-
-_LOGGING = {
-    "version": 1,
-    "disable_existing_loggers": False,
-    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"}},
-    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line", "stream": "ext://sys.stderr"}},
-    "root": {"handlers": ["stderr"], "level": "WARNING"},
-    "loggers": {"uvicorn": {"level": "INFO"}, "skipvit": {"level": "INFO"}},
-}
 
 
 class DrainingServer(uvicorn.Server):
@@ -89,35 +86,57 @@ class DrainingServer(uvicorn.Server):
 
 def main(argv: list[str] | None = None) -> int:
     """Serve until told to stop; returns the exit code."""
-    arguments = _parser().parse_args(argv)
-    given = {name: value for name, value in vars(arguments).items() if value is not None and name != "print_config"}
+    given = vars(make_parser().parse_args(argv))
+    print_config, workers = given.pop("print_config"), given.pop("workers") or os.environ.get("WEB_CONCURRENCY")
     try:
-        settings = Settings(**given)
+        settings = read_options(given)
     except ValidationError as error:
         return _refuse(explain_settings_error(error))
-    if arguments.print_config:
+    except SettingsError as error:
+        return _refuse(str(error))
+    if print_config:
         print(settings.model_dump_json(indent=2))
         return EXIT_OK
+    if workers not in (None, "", "1"):
+        return _refuse(ONE_PROCESS)
+    logging.config.dictConfig(logging_config(settings.log_format))
     try:
         with _ending_on_sigterm():
+            load_api_keys(settings)  # wrong ones are told of before the model takes its seconds
             bundle, engine = open_model(settings, settings.default_model)
+        app = create_app(settings, bundle=bundle, engine=engine)
     except ServiceError as error:
         return _refuse(str(error))
-    app = create_app(settings, bundle=bundle, engine=engine)
-    config = uvicorn.Config(
+    return serve(app, settings)
+
+
+def make_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """How uvicorn serves the application."""
+    return uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
-        log_config=_LOGGING,
+        workers=1,
+        http=Connection.limited(ConnectionLimits(settings.max_connections, settings.client_timeout_s)),
+        ws="none",
+        h11_max_incomplete_event_size=settings.max_header_bytes,
+        log_config=None,  # `main` has set up the log
         access_log=False,  # `skipvit.access` has the request's id
         server_header=False,
         lifespan="on",
         timeout_keep_alive=settings.keep_alive_timeout_s,
         timeout_graceful_shutdown=math.ceil(settings.drain_timeout_s) + _LAST_ANSWERS_S,
     )
+
+
+def serve(app: FastAPI, settings: Settings) -> int:
+    """Serve the application until a signal ends it; returns the exit code."""
     lifecycle: Lifecycle = app.state.lifecycle
     DrainingServer(
-        config, lifecycle=lifecycle, delay_s=settings.drain_delay_s, timeout_s=settings.drain_timeout_s
+        make_config(app, settings),
+        lifecycle=lifecycle,
+        delay_s=settings.drain_delay_s,
+        timeout_s=settings.drain_timeout_s,
     ).run()
     if not lifecycle.finished_in_time:
         # The engine's thread hangs in native code; waiting for it, as the interpreter would, may take for ever.
@@ -138,20 +157,6 @@ def _ending_on_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
-
-
-def _parser() -> argparse.ArgumentParser:
-    summary, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        "python -m service", description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--host", help="address to listen on (SKIPVIT_HOST)")
-    parser.add_argument("--port", help="port to listen on, 0 lets the system choose (SKIPVIT_PORT)")
-    parser.add_argument("--model-repository", help="folder of model bundles (SKIPVIT_MODEL_REPOSITORY)")
-    parser.add_argument("--model", dest="default_model", help="bundle to serve (SKIPVIT_DEFAULT_MODEL)")
-    parser.add_argument("--threads", help="threads that compute one batch, 0 for all CPUs (SKIPVIT_THREADS)")
-    parser.add_argument("--print-config", action="store_true", help="print all settings as JSON and exit")
-    return parser
 
 
 def _refuse(message: str) -> int:

@@ -1,14 +1,13 @@
 """The application: wiring only. `create_app` builds it from settings, its lifespan loads, warms up and drains.
 
-uvicorn --factory service.app:create_app        (`python -m service` adds draining on SIGTERM and clearer errors)
+uvicorn --factory service.app:create_app        (`python -m service` adds draining, limits to clients, clear errors)
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
-from typing import Any
 
 from fastapi import FastAPI
 
@@ -17,14 +16,16 @@ from service.cpu import usable_cpus
 from service.decode_pool import DecodePool
 from service.engine import Engine
 from service.error_handlers import add_error_handlers
+from service.layers import add_layers
 from service.lifecycle import Lifecycle
 from service.metrics import Metrics
+from service.openapi import describe
+from service.ops_listener import operations_listener
 from service.preprocess import ImageLimits
-from service.request_context import RequestContext
 from service.routes import classify, models, ops, v2
-from service.schemas import Problem
 from service.serving import Serving, State
 from service.settings import Settings
+from service.tracing import load_tracer
 
 _MAX_DECODE_THREADS = 4  # by default; more would take CPUs from the engine
 
@@ -42,6 +43,7 @@ def create_app(
     settings = Settings() if settings is None else settings
     metrics = Metrics()
     lifecycle = Lifecycle()
+    tracer = load_tracer(settings)
     default_name = settings.default_model if bundle is None else bundle.manifest.name
 
     @asynccontextmanager
@@ -52,11 +54,14 @@ def create_app(
         lifecycle.abandon = serving.abandon
         lifecycle.become_ready()
         try:
-            yield {"serving": serving}
+            async with operations_listener(serving) as app.state.metrics_port:
+                yield {"serving": serving}
         finally:
             lifecycle.begin_drain()
             left_s = max(1.0, settings.drain_timeout_s - lifecycle.draining_s())
             lifecycle.finished_in_time = await serving.close(left_s)
+            if tracer is not None:
+                await asyncio.to_thread(tracer.close)
 
     app = FastAPI(
         title="skipvit",
@@ -64,11 +69,13 @@ def create_app(
         lifespan=lifespan,
     )
     app.state.lifecycle = lifecycle
-    app.add_middleware(RequestContext, on_end=partial(_count, metrics))
+    add_layers(app, settings, metrics, lifecycle, tracer)
     add_error_handlers(app)
     for router in (classify.router, models.router, v2.router, ops.router):
         app.include_router(router)
-    _describe_problems(app)
+    if settings.metrics_port is None:
+        app.include_router(ops.metrics_router)
+    describe(app, locked=settings.asks_for_keys)
     return app
 
 
@@ -78,22 +85,3 @@ def _decode_pool(settings: Settings) -> DecodePool:
         max_pending=settings.max_pending_images,
         limits=ImageLimits(settings.max_image_bytes, settings.max_image_pixels),
     )
-
-
-def _count(metrics: Metrics, state: dict[str, Any], duration_s: float) -> None:
-    """Count what a route marked as countable."""
-    if "model" in state:
-        metrics.on_request(state["model"], state["outcome"], duration_s)
-
-
-def _describe_problems(app: FastAPI) -> None:
-    """Put the problem schema, which responses refer to by name, into the OpenAPI document."""
-    build = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        document = build()
-        schemas = document.setdefault("components", {}).setdefault("schemas", {})
-        schemas.setdefault("Problem", Problem.model_json_schema(ref_template="#/components/schemas/{model}"))
-        return document
-
-    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend the document

@@ -31,6 +31,7 @@ class Row(NamedTuple):
 
 STATUS: dict[type[errors.ServiceError], Row] = {
     errors.ServiceError: Row(500, "Internal error", "error"),
+    errors.SettingsError: Row(503, "Settings unusable", "error"),
     errors.BundleError: Row(503, "Model unavailable", "error"),
     errors.UnknownModel: Row(404, "Unknown model", "invalid"),
     errors.BadRequest: Row(400, "Malformed request", "invalid"),
@@ -42,6 +43,8 @@ STATUS: dict[type[errors.ServiceError], Row] = {
     errors.NotReady: Row(503, "Not ready", "error"),
     errors.DeadlinePassed: Row(504, "Deadline passed", "timeout"),
     errors.InferenceFailed: Row(500, "Inference failed", "error"),
+    errors.Unauthorized: Row(401, "Unauthorized", "invalid"),
+    errors.HeadersTooLarge: Row(431, "Headers too large", "invalid"),
 }
 
 
@@ -74,16 +77,23 @@ def _request_id(request: Request) -> str:
     return str(getattr(request.state, "request_id", ""))
 
 
-async def _on_service_error(request: Request, error: Exception) -> Response:
-    row = STATUS.get(type(error), STATUS[errors.ServiceError]) if isinstance(error, errors.ServiceError) else None
-    assert row is not None, "the handler is registered for ServiceError only. This is a bug."
-    request.state.outcome = row.outcome
-    response = problem(request.url.path, row.status, row.title, str(error), _request_id(request))
+def refusal(path: str, error: errors.ServiceError, request_id: str) -> Response:
+    """An error of the tree as a response to a request for `path`."""
+    row = STATUS.get(type(error), STATUS[errors.ServiceError])
+    response = problem(path, row.status, row.title, str(error), request_id)
     if isinstance(error, errors.Overloaded):
         response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     elif isinstance(error, errors.NotReady):
         response.headers["Retry-After"] = "1"
+    elif isinstance(error, errors.Unauthorized):
+        response.headers["WWW-Authenticate"] = 'Bearer realm="skipvit"'
     return response
+
+
+async def _on_service_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, errors.ServiceError), "registered for ServiceError only. This is a bug."
+    request.state.outcome = STATUS.get(type(error), STATUS[errors.ServiceError]).outcome
+    return refusal(request.url.path, error, _request_id(request))
 
 
 async def _on_invalid_request(request: Request, error: Exception) -> Response:

@@ -1,6 +1,7 @@
 """What can go wrong in the service, as one tree. It knows no HTTP: `error_handlers.py` maps it to status codes.
 
 ServiceError
+├── SettingsError           a setting that can't be used, found after its value was checked
 ├── BundleError             a model bundle is missing, broken or of a schema this version doesn't read
 ├── UnknownModel            no such model is served
 ├── BadRequest              the body is empty or malformed
@@ -10,6 +11,8 @@ ServiceError
 ├── TooLarge                too many bytes, pixels or parts
 ├── Overloaded              the queue is full (`retry_after_s`)
 ├── NotReady                starting or draining
+├── Unauthorized            no API key, or one that isn't known
+├── HeadersTooLarge         a request's header has too many bytes
 ├── DeadlinePassed          the deadline passed before the answer was there
 └── InferenceFailed         the engine failed on this very row
 """
@@ -19,6 +22,10 @@ from __future__ import annotations
 
 class ServiceError(Exception):
     """Anything the service reports by name; `str(error)` is fit for a client to read."""
+
+
+class SettingsError(ServiceError):
+    """A setting that can't be used: a file it names, an extra it needs; the message names it and the mend."""
 
 
 class BundleError(ServiceError):
@@ -67,3 +74,11 @@ class DeadlinePassed(ServiceError):
 
 class InferenceFailed(ServiceError):
     """The engine failed on this row, alone, too."""
+
+
+class Unauthorized(ServiceError):
+    """The request has no API key, or one that isn't known; the message doesn't tell which keys are."""
+
+
+class HeadersTooLarge(ServiceError):
+    """The names and values of a request's header fields have too many bytes together."""

@@ -100,6 +100,7 @@ async def ask(
     everything = asyncio.gather(*futures)
     everything.add_done_callback(lambda done: done.cancelled() or done.exception())  # may end with nobody asking
     leaving = asyncio.create_task(_wait_for_disconnect(request))
+    request.state.admitted_s = asyncio.get_running_loop().time()
     try:
         await asyncio.wait((everything, leaving), return_when=asyncio.FIRST_COMPLETED)
         if not everything.done():

@@ -65,6 +65,7 @@ class Metrics:
         self._samples = counter("guard_samples_total", "Answers computed again at full compute.", ("model", "agreed"))
         self._cache_requests = counter("cache_requests_total", "Images looked up in the cache.", ("model", "found"))
         self._batches = counter("batches_total", "Runs of the engine by why they left.", ("model", "reason"))
+        self._keys = counter("api_key_requests_total", "Requests by the name of their API key.", ("key",))
         self._pending = gauge("pending_requests", "Images accepted and not yet answered.")
         self._pending_s = gauge("pending_work_seconds", "Seconds of work that pending images stand for.")
         self._degradation = gauge("degradation_level", "How far load has raised thresholds; 0 is not at all.")
@@ -102,6 +103,10 @@ class Metrics:
         """A classification request has ended."""
         self._requests.labels(model, outcome).inc()
         self._request_s.observe(duration_s)
+
+    def on_api_key(self, name: str) -> None:
+        """A request has shown the key of this name."""
+        self._keys.labels(name).inc()
 
     def on_batch(self, model: str, stats: BatchStats) -> None:
         """The engine ran."""

@@ -13,18 +13,17 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-
-# Imported for their registration: left to the first `Image.open`, it would be the first request that pays for them.
-from PIL import (
-    Image,
-    JpegImagePlugin,  # noqa: F401
-    PngImagePlugin,  # noqa: F401
-    WebPImagePlugin,  # noqa: F401
-)
+from PIL import Image
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
 from service.errors import BadImage, TooLarge, UnsupportedImageType
 from service.image_header import Kind, image_kind, image_size
 
+# Named, because `Image.open` would load and try decoders of other formats, old and seldom looked at.
+_DECODERS: dict[Kind, type[ImageFile]] = {"JPEG": JpegImageFile, "PNG": PngImageFile, "WEBP": WebPImageFile}
 _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 _EXIF_ORIENTATION = 0x0112
 _TRANSPOSE = {
@@ -98,7 +97,7 @@ def _check_pixels(size: tuple[int, int], limits: ImageLimits) -> None:
 
 
 def _load(data: bytes, kind: Kind, limits: ImageLimits) -> Image.Image:
-    image = Image.open(io.BytesIO(data), formats=(kind,))
+    image = _DECODERS[kind](io.BytesIO(data))
     _check_pixels(image.size, limits)  # if the decoder reads the header in another way than we do, it counts
     image.load()
     return image

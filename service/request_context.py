@@ -1,7 +1,7 @@
 """The outermost layer of a request: its id, its start, its end. Pure ASGI, so that a client's leaving stays visible.
 
-(Starlette's `BaseHTTPMiddleware` would hide `http.disconnect` from the route.) It knows no route and no metric: the
-request's state, in which routes and error handlers leave `model` and `outcome`, goes to a callback at the end.
+(Starlette's `BaseHTTPMiddleware` would hide `http.disconnect` from the route.) It knows no route, no metric and no log:
+the request's state, in which routes and error handlers leave `model` and `outcome`, goes to a callback at the end.
 """
 
 from __future__ import annotations
@@ -11,33 +11,50 @@ import re
 import time
 import uuid
 from collections.abc import Callable
-from typing import Any
-from urllib.parse import quote
+from typing import Any, NamedTuple
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.error_handlers import problem
 
-access_logger = logging.getLogger("skipvit.access")
 logger = logging.getLogger("skipvit")
 
 REQUEST_ID = "X-Request-Id"
 _GOOD_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")  # fit for a log line and a header
 
 
+class Ended(NamedTuple):
+    """A request that has ended, as its outermost layer saw it."""
+
+    request_id: str
+    method: str
+    path: str
+    route: str | None  # the path's template; None if no route has it
+    headers: Headers
+    status: int  # 0 if the client left before there was one
+    duration_s: float
+
+    @property
+    def failed(self) -> bool:
+        """Whether somebody should look at it: refused, failed or without an answer."""
+        return not 100 <= self.status < 400
+
+
 class RequestContext:
-    """ASGI middleware that gives each request `request_id` and `started_s` in its state and one line in the log."""
+    """ASGI middleware that gives each request `request_id` and `started_s` in its state."""
 
     def __init__(
         self,
         app: ASGIApp,
         *,
-        on_end: Callable[[dict[str, Any], float], None],
+        on_end: Callable[[dict[str, Any], Ended], None],
+        is_leaving: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`on_end(state, duration_s)` is called once for each request."""
+        """`on_end(state, ended)` is called once for each request; `is_leaving`: clients shall connect elsewhere."""
         self._app = app
+        self._is_leaving = is_leaving
         self._on_end = on_end
         self._clock = clock
 
@@ -46,7 +63,8 @@ class RequestContext:
             await self._app(scope, receive, send)
             return
         state: dict[str, Any] = scope.setdefault("state", {})
-        sent_id = Headers(scope=scope).get(REQUEST_ID, "")
+        asked = Headers(scope=scope)
+        sent_id = asked.get(REQUEST_ID, "")
         request_id = sent_id if _GOOD_ID.fullmatch(sent_id) else uuid.uuid4().hex
         started_s = self._clock()
         state.update(request_id=request_id, started_s=started_s)
@@ -56,7 +74,10 @@ class RequestContext:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)[REQUEST_ID] = request_id
+                headers = MutableHeaders(scope=message)
+                headers[REQUEST_ID] = request_id
+                if self._is_leaving():
+                    headers["Connection"] = "close"
             await send(message)
 
         try:
@@ -71,6 +92,5 @@ class RequestContext:
                 await response(scope, receive, send_with_id)
         finally:
             duration_s = self._clock() - started_s
-            self._on_end(state, duration_s)
-            path = quote(scope["path"])  # unquoted it may hold a newline, and so forge a line of the log
-            access_logger.info("%s %s %s %d %.1fms", request_id, scope["method"], path, status, duration_s * 1e3)
+            route = getattr(scope.get("route"), "path", None)
+            self._on_end(state, Ended(request_id, scope["method"], scope["path"], route, asked, status, duration_s))

@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 ENV_PREFIX = "SKIPVIT_"
 DEFAULT_PORT = 8000
@@ -160,12 +160,88 @@ class Settings(BaseSettings):
         "grace period above drain_delay_s + drain_timeout_s.",
     )
 
+    # Who may call, and what a connection may take.
+    api_keys: SecretStr = Field(
+        SecretStr(""),
+        description="API keys as `name:hash` lines of `python -m service.api_keys NAME`, separated by commas or "
+        "spaces. None here and none in a file lets everybody in.",
+    )
+    api_keys_file: Path | None = Field(
+        None,
+        description="File of such lines, read anew when it changes. Safer than the environment, which child processes "
+        "and crash reports see.",
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Origins whose web pages may call, separated by commas, or * for all. None keeps other sites' "
+        "scripts out of what a visitor's browser can reach.",
+    )
+    max_header_bytes: int = Field(
+        16 * 1024,
+        ge=1024,
+        le=1024 * 1024,
+        description="Bytes of a request's header. More takes longer tokens; each connection may hold as much.",
+    )
+    max_connections: int = Field(
+        900,
+        ge=1,
+        le=100_000,
+        description="Connections at once; idle ones make room for new ones, then new ones get 503. More takes more "
+        "clients; keep it below the limit of open files (ulimit -n).",
+    )
+    client_timeout_s: float = Field(
+        30.0,
+        gt=0,
+        le=3600,
+        description="Time a client gets to send a header, then a body, and to take an answer. Longer suits large "
+        "images over thin lines; shorter cuts clients off that only hold a connection.",
+    )
+
+    # What operators see.
+    metrics_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="Port of a listener for /metrics, /healthz and /readyz alone, without API keys; /metrics leaves "
+        "the other port. Keeps metrics from clients, and scrapes apart from traffic.",
+    )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="Lines for people, or JSON objects for a collector: longer, but with each request's cost."
+    )
+    log_sample_ratio: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Share of the requests without error that are logged. Less saves disk and CPU; errors are always "
+        "logged.",
+    )
+    tracing: bool = Field(
+        False,
+        description="Send OpenTelemetry traces, as the OTEL_* variables say; needs the extra `otel`. Costs CPU for "
+        "each sampled request.",
+    )
+
+    @field_validator("metrics_port", mode="before")
+    @classmethod
+    def _ignore_metrics_service_link(cls, value: object) -> object:  # as below, beside a Service `skipvit-metrics`
+        return None if isinstance(value, str) and value.startswith("tcp://") else value
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _split_origins(cls, value: object) -> object:
+        return tuple(value.replace(",", " ").split()) if isinstance(value, str) else value
+
     @field_validator("port", mode="before")
     @classmethod
     def _ignore_service_link(cls, value: object) -> object:
         # Kubernetes sets SKIPVIT_PORT=tcp://10.0.0.1:8000 in every pod beside a Service that is named `skipvit`
         # (enableServiceLinks); it's there only if nobody set the variable on purpose.
         return DEFAULT_PORT if isinstance(value, str) and value.startswith("tcp://") else value
+
+    @property
+    def asks_for_keys(self) -> bool:
+        """Whether callers need an API key."""
+        return bool(self.api_keys.get_secret_value().strip(" ,\n")) or self.api_keys_file is not None
 
 
 def explain_settings_error(error: ValidationError) -> str:

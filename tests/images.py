@@ -69,11 +69,11 @@ def bomb_png(width: int = 10_000, height: int = 10_000) -> bytes:
     return _png(width, height, 8, 2, zlib.compress(b"\x00" * 64))
 
 
-def _png(width: int, height: int, depth: int, colour: int, data: bytes) -> bytes:
+def _png(width: int, height: int, depth: int, colour: int, data: bytes, interlace: int = 0) -> bytes:
     def chunk(name: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlace)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
@@ -97,6 +97,7 @@ def good_images() -> dict[str, bytes]:
         "grey transparent png": encode(image.convert("L"), "PNG", transparency=0),
         "16-bit grey png": encode(grey16(), "PNG"),
         "16-bit rgb png": rgb16_png(),
+        "interlaced png": interlaced_png(),
         "animated png": encode(frames[0], "PNG", **animated),
         "lossy webp": encode(image, "WEBP"),
         "lossless webp": encode(image, "WEBP", lossless=True),
@@ -126,6 +127,53 @@ def bad_images() -> dict[str, tuple[bytes, int]]:
         "png magic only": (png[:8], 422),
         "jpeg magic and noise": (b"\xff\xd8\xff" + bytes(range(256)), 422),
         "riff that is no webp": (b"RIFF\x00\x00\x00\x00WAVEfmt " + bytes(64), 415),
+        "12-bit jpeg": (twelve_bit_jpeg(), 422),
         "100 megapixel png": (bomb_png(), 413),
         "no pixels png": (bomb_png(0, 10), 422),
     }
+
+
+def interlaced_png(size_px: int = 28, value: int = 7) -> bytes:
+    """An Adam7 PNG of one grey value, which Pillow reads but can't write."""
+    passes = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+    rows = bytearray()
+    for left, top, step_x, step_y in passes:
+        width = len(range(left, size_px, step_x))
+        for _ in range(top, size_px, step_y):
+            rows += b"\x00" + bytes([value] * 3 * width)
+    return _png(size_px, size_px, 8, 2, zlib.compress(bytes(rows)), interlace=1)
+
+
+def stuffed_png(chunk: bytes, megabytes: int) -> bytes:
+    """A good PNG with a chunk in front of its pixels that inflates to this much from a thousandth of it."""
+    good = plain()
+    zeros = zlib.compress(bytes(megabytes << 20), 9)
+    body = {b"zTXt": b"note\x00\x00" + zeros, b"iCCP": b"profile\x00\x00" + zeros, b"IDAT": zeros}[chunk]
+    stuffing = struct.pack(">I", len(body)) + chunk + body + struct.pack(">I", zlib.crc32(chunk + body))
+    return good[:33] + stuffing + good[33:]
+
+
+def huge(kind: str) -> bytes:
+    """A small file of this kind whose header promises more than 200 megapixels."""
+    if kind == "PNG":
+        return bomb_png(20_000, 20_000)
+    data = bytearray(encode(gradient(), kind, **({"lossless": True} if kind == "WEBP" else {})))
+    if kind == "WEBP":
+        data[21:25] = b"\xff" * 3 + bytes([data[24] | 0x0F])  # 14 bits each for width and height, less one
+    else:
+        at = data.index(b"\xff\xc0") + 5
+        data[at : at + 4] = b"\xff\xff\xff\xff"
+    return bytes(data)
+
+
+def twelve_bit_jpeg() -> bytes:
+    """A JPEG that says it has 12 bits a sample, which no browser and no decoder here reads."""
+    data = bytearray(encode(gradient(), "JPEG"))
+    data[data.index(b"\xff\xc0") + 4] = 12
+    return bytes(data)
+
+
+def two_pictures_jpeg() -> bytes:
+    """A red picture with a blue one behind it, as 3D cameras and phones write them."""
+    red, blue = (Image.new("RGB", (20, 20), colour) for colour in ("red", "blue"))
+    return encode(red, "MPO", save_all=True, append_images=[blue])

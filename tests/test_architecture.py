@@ -48,6 +48,11 @@ def test_only_metrics_knows_prometheus() -> None:
     assert users == ["metrics.py"]
 
 
+def test_only_tracing_knows_opentelemetry() -> None:
+    users = [file.name for file in SOURCES if re.search(r"^\s*(from|import) opentelemetry", file.read_text(), re.M)]
+    assert users == ["tracing.py"]
+
+
 def test_every_test_folder_is_a_package() -> None:
     folders = {file.parent for file in (ROOT / "tests").rglob("*.py")}
     assert all((folder / "__init__.py").exists() for folder in folders)

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from starlette.requests import ClientDisconnect
 
 from service import schemas
+from service.account import make_account
 from service.artifact import Manifest
 from service.body import IMAGE_TYPES, MULTIPART
 from service.classification import Answered, classify_images
@@ -117,13 +118,17 @@ async def classify(
             zip(answered.plans, answered.computed, answered.receipts, strict=True)
         )
     ]
-    record(
-        serving,
-        model,
-        [receipt for receipt, one in zip(answered.receipts, answered.computed, strict=True) if not one.cached],
-        [plan.choice.threshold for plan in answered.plans],
+    thresholds = [plan.choice.threshold for plan in answered.plans]
+    degraded = any(plan.degraded for plan in answered.plans)
+    fresh = [receipt for receipt, one in zip(answered.receipts, answered.computed, strict=True) if not one.cached]
+    record(serving, model, fresh, thresholds, answered.measured, degraded=degraded)
+    request.state.account = make_account(
+        answered.receipts,
+        thresholds,
         answered.measured,
-        degraded=any(plan.degraded for plan in answered.plans),
+        size_px=results[0].size_px,
+        degraded=degraded,
+        cached=len(results) - len(fresh),
     )
     request.state.outcome = "ok"
     return _respond(model.manifest, results, answered.measured)

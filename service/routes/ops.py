@@ -9,6 +9,7 @@ from service.schemas import Problem, Status
 from service.serving import ServingDep
 
 router = APIRouter(tags=["operations"])
+metrics_router = APIRouter(tags=["operations"])  # apart, because it may have a port of its own
 
 
 @router.get("/healthz", responses={503: {"model": Problem, "description": "No progress although work waits"}})
@@ -28,7 +29,7 @@ async def readyz(serving: ServingDep) -> Status:
     return Status(status="ready")
 
 
-@router.get("/metrics", response_class=Response)
+@metrics_router.get("/metrics", response_class=Response)
 async def metrics(serving: ServingDep) -> Response:
     """Prometheus metrics."""
     content, content_type = serving.metrics.expose()

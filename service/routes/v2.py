@@ -12,6 +12,7 @@ from fastapi import APIRouter, Depends, Header, Request, Response
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
+from service.account import make_account
 from service.artifact import Manifest
 from service.body import read_body
 from service.budget import choose
@@ -233,6 +234,7 @@ async def infer(
     measured = Measured(received.decode_s, answers, serving.now() - request.state.started_s)
     receipts = [make_receipt(manifest, asked.size_px, answer.kept) for answer in answers]
     record(serving, model, receipts, thresholds, measured)
+    request.state.account = make_account(receipts, thresholds, measured, size_px=asked.size_px)
     request.state.outcome = "ok"
     return _respond(manifest, received, measured)
 

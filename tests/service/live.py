@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import uvicorn
 from fastapi import FastAPI
 
-from service.__main__ import DrainingServer
+from service.__main__ import DrainingServer, make_config
 from service.app import create_app
 from service.settings import Settings
 from tests.fakes import FakeEngine, fake_bundle
@@ -22,15 +21,15 @@ class Live(NamedTuple):
     port: int
     app: FastAPI
     task: asyncio.Task[None]
+    connections: set[Any]  # uvicorn's, open now
 
 
 @asynccontextmanager
 async def live_server(engine: FakeEngine, settings: Settings) -> AsyncIterator[Live]:
     """Serve until the block ends; whatever the block did, the engine is released and the server drained."""
     app = create_app(settings, bundle=fake_bundle(), engine=engine)
-    config = uvicorn.Config(app, port=0, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=20)
     server = DrainingServer(
-        config,
+        make_config(app, settings.model_copy(update={"port": 0})),
         lifecycle=app.state.lifecycle,
         delay_s=settings.drain_delay_s,
         timeout_s=settings.drain_timeout_s,
@@ -40,7 +39,7 @@ async def live_server(engine: FakeEngine, settings: Settings) -> AsyncIterator[L
         while not server.started:
             assert not task.done(), "the server didn't start"
             await asyncio.sleep(0)
-        yield Live(server.servers[0].sockets[0].getsockname()[1], app, task)
+        yield Live(server.servers[0].sockets[0].getsockname()[1], app, task, server.server_state.connections)
     finally:
         engine.release()
         server.should_exit = True

@@ -1,0 +1,84 @@
+"""A second, tiny listener in the same process and event loop: `/metrics`, `/healthz` and `/readyz` for operators."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import AsyncIterator, Generator
+from contextlib import asynccontextmanager, contextmanager
+
+import uvicorn
+from fastapi import FastAPI
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from service.connection import Connection, ConnectionLimits
+from service.error_handlers import add_error_handlers
+from service.errors import SettingsError
+from service.routes import ops
+from service.serving import Serving
+
+logger = logging.getLogger("skipvit")
+
+
+class _Listener(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Leave signals to the process's first server, whose lifespan holds this one."""
+        yield
+
+
+@asynccontextmanager
+async def operations_listener(serving: Serving) -> AsyncIterator[int | None]:
+    """Listen on the settings' metrics port while the block runs; yields the port, None if there is none.
+
+    Raises:
+        SettingsError: the port is taken.
+    """
+    settings = serving.settings
+    if settings.metrics_port is None:
+        yield None
+        return
+    try:
+        bound = socket.create_server((settings.host, settings.metrics_port), family=_family(settings.host))
+    except OSError as error:
+        raise SettingsError(f"SKIPVIT_METRICS_PORT={settings.metrics_port}: {error}") from error
+    port = int(bound.getsockname()[1])
+    limits = ConnectionLimits(settings.max_connections, settings.client_timeout_s)
+    config = uvicorn.Config(
+        make_operations_app(serving),
+        http=Connection.limited(limits),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        h11_max_incomplete_event_size=settings.max_header_bytes,
+        timeout_graceful_shutdown=1,
+    )
+    listener = _Listener(config)
+    running = asyncio.create_task(listener.serve([bound]), name="operations listener")
+    logger.info("metrics and probes on http://%s:%d", settings.host, port)
+    try:
+        yield port
+    finally:
+        listener.should_exit = True
+        await running
+
+
+def make_operations_app(serving: Serving) -> ASGIApp:
+    """The listener's application; it serves what the main one holds."""
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    add_error_handlers(app)
+    app.include_router(ops.router)
+    app.include_router(ops.metrics_router)
+
+    async def with_serving(scope: Scope, receive: Receive, send: Send) -> None:
+        scope.setdefault("state", {})["serving"] = serving
+        await app(scope, receive, send)
+
+    return with_serving
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET

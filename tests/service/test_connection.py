@@ -1,0 +1,269 @@
+"""Clients that take more than they should: slow, silent, greedy, too many. On real connections."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from fastapi import Response
+
+from service.settings import Settings
+from tests.fakes import FakeEngine
+from tests.images import plain
+from tests.service.live import Live, ask, live_server
+
+GET = b"GET /v1/models HTTP/1.1\r\nHost: test\r\n\r\n"
+
+
+def settings(**changes: Any) -> Settings:
+    return Settings(drain_delay_s=0, **changes)
+
+
+async def connect(live: Live) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    return await asyncio.open_connection("127.0.0.1", live.port)
+
+
+async def one_answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
+    """Status and body of one answer on a connection that stays open."""
+    head = (await reader.readuntil(b"\r\n\r\n")).lower()
+    length = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
+    return int(head.split()[1]), await reader.readexactly(length)
+
+
+async def drip(writer: asyncio.StreamWriter, byte: bytes, ended: asyncio.Event) -> None:
+    """Send a byte now and then until told to stop or cut off."""
+    try:
+        while not ended.is_set():
+            writer.write(byte)
+            await writer.drain()
+            await asyncio.wait({asyncio.ensure_future(ended.wait())}, timeout=0.02)
+    except ConnectionError:
+        pass
+
+
+async def cut_off(live: Live, start: bytes, byte: bytes) -> bytes:
+    """What a client reads that sends `start` and then byte by byte; the server must end it."""
+    reader, writer = await connect(live)
+    writer.write(start)
+    ended = asyncio.Event()
+    dripping = asyncio.create_task(drip(writer, byte, ended))
+    try:
+        async with asyncio.timeout(10):
+            try:
+                return await reader.read()
+            except ConnectionResetError:  # it went on sending to a closed socket
+                return b""
+    finally:
+        ended.set()
+        await dripping
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    ("start", "byte"),
+    [
+        (b"GET / HTTP/1.1\r\nHost: test\r\nX-Slow: ", b"a"),
+        (b"G", b"E"),
+        (b"POST /v1/classify HTTP/1.1\r\nHost: test\r\nContent-Length: 100000\r\n\r\n", b"a"),
+        (b"POST /v1/classify HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\na\r\n"),
+        (b"POST /v2/models/fake/infer HTTP/1.1\r\nHost: test\r\nContent-Length: 100000\r\n\r\n", b"a"),
+        (b"POST /nothing HTTP/1.1\r\nHost: test\r\nContent-Length: 100000\r\n\r\n", b"a"),  # answered before its body
+    ],
+    ids=["header", "method", "body", "chunked", "infer", "refused"],
+)
+async def test_a_client_that_sends_byte_by_byte_is_cut_off(start: bytes, byte: bytes) -> None:
+    async with live_server(FakeEngine(), settings(client_timeout_s=0.3)) as live:
+        answer = await cut_off(live, start, byte)
+        if answer:
+            assert answer.startswith((b"HTTP/1.1 408", b"HTTP/1.1 404"))
+            assert b"application/problem+json" in answer or b'{"error"' in answer
+        assert (await ask(live.port, "GET", "/healthz"))[0] == 200
+
+
+async def test_a_silent_client_is_cut_off_and_told_what_is_missing() -> None:
+    async with live_server(FakeEngine(), settings(client_timeout_s=0.1)) as live:
+        for start, status in (
+            (b"", 0),
+            (GET[:20], 408),
+            (b"POST /v1/classify HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n", 408),
+        ):
+            reader, writer = await connect(live)
+            writer.write(start)
+            answer = await reader.read()
+            writer.close()
+            assert int(answer.split()[1]) == status if status else not answer
+            if status:
+                assert b"connection: close" in answer.lower()
+                assert b"didn't arrive within 0.1 s" in answer
+        _, text = await ask(live.port, "GET", "/metrics")
+        assert b'skipvit_requests_total{model="fake",outcome="cancelled"} 1.0' in text
+
+
+async def test_the_second_request_of_a_connection_has_a_deadline_too() -> None:
+    async with live_server(FakeEngine(), settings(client_timeout_s=0.2)) as live:
+        for rest in (GET[:20], b"\r\n"):  # the parser swallows an empty line and would wait on
+            reader, writer = await connect(live)
+            writer.write(GET)
+            assert (await one_answer(reader))[0] == 200
+            writer.write(rest)
+            async with asyncio.timeout(10):
+                await reader.read()
+            writer.close()
+
+
+async def ask_for_ever(writer: asyncio.StreamWriter) -> None:
+    async with asyncio.timeout(30):
+        while True:
+            writer.write(b"GET /openapi.json HTTP/1.1\r\nHost: test\r\n\r\n" * 20)
+            await writer.drain()
+            await asyncio.sleep(0)
+
+
+async def test_a_client_that_takes_no_answer_is_cut_off() -> None:
+    """It asks again and again and reads nothing, so that the socket's buffers fill."""
+    async with live_server(FakeEngine(), settings(client_timeout_s=0.3)) as live:
+        reader, writer = await connect(live)
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        with pytest.raises(ConnectionError):
+            await ask_for_ever(writer)
+        writer.transport.abort()
+        assert (await ask(live.port, "GET", "/healthz"))[0] == 200
+
+
+async def test_a_client_that_asks_once_and_takes_no_answer_is_cut_off_too() -> None:
+    """Its answer fits no buffer of the system; closing would wait for it for ever."""
+    engine = FakeEngine()
+    async with live_server(engine, settings(client_timeout_s=0.3)) as live:
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.connect(("127.0.0.1", live.port))
+
+            @live.app.get("/large")
+            async def large() -> Response:
+                return Response(bytes(16 << 20))
+
+            client.sendall(b"GET /large HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")
+            async with asyncio.timeout(10):
+                while not live.connections:
+                    await asyncio.sleep(0.01)
+                for connection in live.connections:  # the least that is left counts, not only what fills a buffer
+                    assert connection.transport.get_write_buffer_limits() == (0, 0)
+                while live.connections:
+                    await asyncio.sleep(0.01)
+
+
+async def test_a_slow_but_complete_request_is_answered() -> None:
+    body = plain(3)
+    async with live_server(FakeEngine(), settings(client_timeout_s=5)) as live:
+        reader, writer = await connect(live)
+        request = b"POST /v1/classify HTTP/1.1\r\nHost: test\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+        for byte in request:
+            writer.write(bytes([byte]))
+            await writer.drain()
+        assert (await one_answer(reader))[0] == 200
+        writer.close()
+
+
+async def test_requests_in_a_row_and_in_a_pipeline_are_answered_in_order() -> None:
+    async with live_server(FakeEngine(), settings()) as live:
+        reader, writer = await connect(live)
+        for value in (1, 2, 3):
+            body = plain(value)
+            writer.write(
+                b"POST /v1/classify HTTP/1.1\r\nHost: test\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+            )
+            if value == 1:
+                assert (await one_answer(reader))[0] == 200
+        for value in (2, 3):
+            status, content = await one_answer(reader)
+            assert status == 200
+            assert json.loads(content)["results"][0]["predictions"][0]["index"] == value
+        writer.close()
+
+
+async def test_an_idle_connection_is_closed() -> None:
+    async with live_server(FakeEngine(), settings(keep_alive_timeout_s=1)) as live:
+        reader, writer = await connect(live)
+        writer.write(GET)
+        assert (await one_answer(reader))[0] == 200
+        assert await asyncio.wait_for(reader.read(), 10) == b""
+        writer.close()
+
+
+async def test_a_long_header_is_431_and_a_malformed_one_400_as_problems() -> None:
+    async with live_server(FakeEngine(), settings(max_header_bytes=2048)) as live:
+        for start, status in (
+            (GET[:-2] + b"X-Long: " + b"x" * 4096, 431),
+            (GET[:-2] + b"X-Long: " + b"x" * 4096 + b"\r\n\r\n", 431),
+            (b"GET\x00 nonsense\r\n\r\n", 400),
+        ):
+            reader, writer = await connect(live)
+            writer.write(start)
+            code, content = await one_answer(reader)
+            writer.close()
+            assert code == status
+            assert json.loads(content)["status"] == status
+
+
+@pytest.mark.parametrize("path", [b"/nothing", b"/v1/classify"])
+async def test_a_malformed_body_ends_the_connection_whether_answered_or_not(
+    path: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with live_server(FakeEngine(), settings()) as live:
+        reader, writer = await connect(live)
+        writer.write(b"POST " + path + b" HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n")
+        if path == b"/nothing":
+            assert (await one_answer(reader))[0] == 404
+        writer.write(b"no length\r\n")
+        rest = await asyncio.wait_for(reader.read(), 10)
+        assert rest.startswith(b"HTTP/1.1 400") if path == b"/v1/classify" else rest == b""
+        writer.close()
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+async def test_when_it_is_crowded_the_idle_make_room() -> None:
+    async with live_server(FakeEngine(), settings(max_connections=2)) as live:
+        idle = [await connect(live) for _ in range(2)]
+        for reader, writer in idle:
+            writer.write(GET)
+            assert (await one_answer(reader))[0] == 200
+        assert (await ask(live.port, "GET", "/v1/models"))[0] == 200
+        ended = [asyncio.create_task(reader.read(1)) for reader, _ in idle]
+        done, _ = await asyncio.wait(ended, return_when=asyncio.FIRST_COMPLETED)
+        assert all(task.result() == b"" for task in done)
+        for task in ended:
+            task.cancel()
+        for _, writer in idle:
+            writer.close()
+
+
+async def test_when_nobody_is_idle_new_ones_get_503_but_probes_are_answered() -> None:
+    engine = FakeEngine()
+    async with live_server(engine, settings(max_connections=2, metrics_port=0)) as live:
+        engine.hold()
+        busy = [asyncio.create_task(ask(live.port, "POST", "/v1/classify", plain(value))) for value in range(2)]
+        while b"skipvit_pending_requests 2.0" not in (await ask(live.app.state.metrics_port, "GET", "/metrics"))[1]:
+            pass
+        status, content = await ask(live.port, "POST", "/v1/classify", plain(9))
+        assert status == 503
+        assert "at once" in json.loads(content)["detail"]
+        assert (await ask(live.port, "GET", "/healthz"))[0] == 200
+        assert (await ask(live.port, "GET", "/readyz"))[0] == 200
+        engine.release()
+        assert [(await task)[0] for task in busy] == [200, 200]
+        assert (await ask(live.port, "POST", "/v1/classify", plain(9)))[0] == 200
+
+
+async def test_far_too_many_connections_arent_even_read_from() -> None:
+    async with live_server(FakeEngine(), settings(max_connections=2)) as live:
+        silent = [await connect(live) for _ in range(4)]
+        reader, writer = await connect(live)
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: test\r\n\r\n")
+        with suppress(ConnectionResetError):
+            assert await reader.read() == b""
+        for _, each in [*silent, (reader, writer)]:
+            each.close()
