@@ -1,7 +1,7 @@
 # Two commands for users: `make serve`, `make test`. Every target makes .venv and installs what it needs, and only that.
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint format bench export train evaluate soak clean
+.PHONY: help serve test screenshot lint format bench export train evaluate soak clean
 SHELL := /bin/bash
 
 PYTHON ?= python3
@@ -26,7 +26,12 @@ serve: $(VENV)/.service-cpu ## serve the bundled model on http://127.0.0.1:$PORT
 	SKIPVIT_PORT=$(PORT) exec $(BIN)/python -m service
 
 test: $(VENV)/.dev ## run the whole test suite
+	tests/tools.sh
 	$(BIN)/python -m pytest
+
+screenshot: $(VENV)/.dev ## take the README's picture of the web page anew; needs Chromium
+	tests/tools.sh
+	$(BIN)/python -m tests.page.screenshot --out docs/page.png
 
 lint: $(VENV)/.dev ## check style, types and who imports whom
 	$(BIN)/ruff check .

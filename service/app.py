@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 
 from service.artifact import Bundle
 from service.cpu import usable_cpus
@@ -22,7 +23,8 @@ from service.metrics import Metrics
 from service.openapi import describe
 from service.ops_listener import operations_listener
 from service.preprocess import ImageLimits
-from service.routes import classify, models, ops, v2
+from service.routes import classify, explain, models, ops, v2
+from service.routes.page import add_page
 from service.serving import Serving, State
 from service.settings import Settings
 from service.tracing import load_tracer
@@ -63,7 +65,8 @@ def create_app(
             if tracer is not None:
                 await asyncio.to_thread(tracer.close)
 
-    app = FastAPI(
+    app = FastAPIOffline(  # FastAPI whose /docs loads its viewer from here, not from a content network
+        redoc_url=None,
         title="skipvit",
         summary="Vision Transformers that compute only the patches an image needs.",
         lifespan=lifespan,
@@ -71,10 +74,11 @@ def create_app(
     app.state.lifecycle = lifecycle
     add_layers(app, settings, metrics, lifecycle, tracer)
     add_error_handlers(app)
-    for router in (classify.router, models.router, v2.router, ops.router):
+    for router in (classify.router, explain.router, models.router, v2.router, ops.router):
         app.include_router(router)
     if settings.metrics_port is None:
         app.include_router(ops.metrics_router)
+    add_page(app)
     describe(app, locked=settings.asks_for_keys)
     return app
 

@@ -14,8 +14,8 @@ from service.error_handlers import refusal
 from service.errors import HeadersTooLarge, ServiceError, Unauthorized
 
 API_KEY = "X-API-Key"
-OPEN_PATHS = frozenset({"/", "/healthz", "/readyz", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"})
-OPEN_FOLDERS = ("/static/", "/v2/health/")
+OPEN_PATHS = frozenset({"/", "/healthz", "/readyz", "/docs", "/docs/oauth2-redirect", "/openapi.json"})
+OPEN_FOLDERS = ("/static/", "/static-offline-docs/", "/v2/health/")
 
 
 class Gate:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 
+from service.explain import Style
 from service.settings import PresetName
 
 Explain = Literal["none", "mask", "overlay"]
@@ -29,8 +30,8 @@ _ANSWER: JsonDict = {
 }
 
 
-class ClassifyQuery(BaseModel):
-    """How to classify: at most one of `threshold`, `compute` and `preset`."""
+class SpendQuery(BaseModel):
+    """What to spend on an image, and on which model: at most one of `threshold`, `compute` and `preset`."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -58,11 +59,6 @@ class ClassifyQuery(BaseModel):
             "out, load may lower presets and `compute`, but no `threshold` and no `size`."
         ),
     ] = None
-    top_k: Annotated[int, Field(ge=1, le=1000, description="Predictions to return; at most one for each label.")] = 5
-    explain: Annotated[
-        Explain,
-        Field(description="`mask`: kept patches (1) of every layer; `overlay`: the same as a PNG data URI."),
-    ] = "none"
     size: Annotated[
         int | None,
         Field(
@@ -88,6 +84,28 @@ class ClassifyQuery(BaseModel):
                 {"unknown": ", ".join(repr(name[:100]) for name in unknown), "known": ", ".join(cls.model_fields)},
             )
         return data
+
+
+class ClassifyQuery(SpendQuery):
+    """How to classify, and what to answer."""
+
+    top_k: Annotated[int, Field(ge=1, le=1000, description="Predictions to return; at most one for each label.")] = 5
+    explain: Annotated[
+        Explain,
+        Field(description="`mask`: kept patches (1) of every layer; `overlay`: the same as a PNG data URI."),
+    ] = "none"
+
+
+class ExplainQuery(SpendQuery):
+    """How to classify, and how to draw it."""
+
+    style: Annotated[
+        Style,
+        Field(
+            description="`classes`: a tile for each layer, idle patches tinted if a later layer computes them again "
+            "and black if none does; `overlay`: idle patches black; `depth`: how many layers computed each patch."
+        ),
+    ] = "classes"
 
 
 class ModelId(BaseModel):

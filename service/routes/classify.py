@@ -10,12 +10,11 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from starlette.requests import ClientDisconnect
 
 from service import schemas
-from service.account import make_account
 from service.artifact import Manifest
 from service.body import IMAGE_TYPES, MULTIPART
-from service.classification import Answered, classify_images
+from service.classification import Answered, classify_images, record_answered
 from service.error_handlers import MEDIA_TYPE
-from service.exchange import CLIENT_LEFT, Measured, count_request, find_model, record, server_timing
+from service.exchange import CLIENT_LEFT, Measured, count_request, find_model, server_timing
 from service.explain import overlay_uri
 from service.results import make_result
 from service.serving import Serving, ServingDep
@@ -23,7 +22,7 @@ from service.serving import Serving, ServingDep
 router = APIRouter(prefix="/v1", tags=["classify"])
 
 _BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
-_BODY: dict[str, Any] = {
+BODY: dict[str, Any] = {
     "required": True,
     "description": "One image as it is, or a form with one or more parts named `image`.",
     "content": {
@@ -38,7 +37,7 @@ _BODY: dict[str, Any] = {
     },
 }
 
-_REQUEST_ID: dict[str, Any] = {  # handled by the outermost layer for every route; shown here, where it's looked for
+REQUEST_ID: dict[str, Any] = {  # handled by the outermost layer for every route; shown here, where it's looked for
     "name": "x-request-id",
     "in": "header",
     "required": False,
@@ -47,7 +46,7 @@ _REQUEST_ID: dict[str, Any] = {  # handled by the outermost layer for every rout
 }
 
 
-def _problems() -> dict[int | str, dict[str, Any]]:
+def problems() -> dict[int | str, dict[str, Any]]:
     titles = {
         400: "Malformed body",
         404: "Unknown model",
@@ -84,8 +83,8 @@ def _problems() -> dict[int | str, dict[str, Any]]:
     "/classify",
     response_model=schemas.ClassifyResponse,
     dependencies=[Depends(count_request)],
-    responses=_problems(),
-    openapi_extra={"requestBody": _BODY, "parameters": [_REQUEST_ID]},
+    responses=problems(),
+    openapi_extra={"requestBody": BODY, "parameters": [REQUEST_ID]},
 )
 async def classify(
     request: Request,
@@ -98,7 +97,9 @@ async def classify(
     """Classify one image, or each of several, computing only the patches it needs."""
     model = find_model(request, serving, query.model)
     try:
-        answered = await classify_images(request, serving, model, query, x_request_timeout_ms)
+        answered = await classify_images(
+            request, serving, model, query, x_request_timeout_ms, draws=query.explain == "overlay"
+        )
     except ClientDisconnect:
         request.state.outcome = "cancelled"
         return Response(status_code=CLIENT_LEFT)
@@ -118,19 +119,7 @@ async def classify(
             zip(answered.plans, answered.computed, answered.receipts, strict=True)
         )
     ]
-    thresholds = [plan.choice.threshold for plan in answered.plans]
-    degraded = any(plan.degraded for plan in answered.plans)
-    fresh = [receipt for receipt, one in zip(answered.receipts, answered.computed, strict=True) if not one.cached]
-    record(serving, model, fresh, thresholds, answered.measured, degraded=degraded)
-    request.state.account = make_account(
-        answered.receipts,
-        thresholds,
-        answered.measured,
-        size_px=results[0].size_px,
-        degraded=degraded,
-        cached=len(results) - len(fresh),
-    )
-    request.state.outcome = "ok"
+    record_answered(request, serving, model, answered)
     return _respond(model.manifest, results, answered.measured)
 
 

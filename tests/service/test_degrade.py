@@ -137,6 +137,13 @@ def test_a_cached_answer_that_is_as_good_as_asked_isnt_degraded(app: App) -> Non
 
 
 @pytest.mark.parametrize("app", [{"cache_bytes": 100_000}], indirect=True)
+@pytest.mark.parametrize("control", ["no-cache", "max-age=0, No-Store"])
+def test_who_wants_it_computed_now_gets_that(app: App, control: str) -> None:
+    app.result()
+    assert "cached" not in app.ask(**{"Cache-Control": control}).json()["results"][0]
+
+
+@pytest.mark.parametrize("app", [{"cache_bytes": 100_000}], indirect=True)
 def test_an_overlay_is_drawn_anew(app: App) -> None:
     app.result()
     assert app.result("?explain=overlay")["overlay"].startswith("data:image/png")

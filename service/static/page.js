@@ -1,0 +1,350 @@
+// The page: what is chosen, what is asked for it, and what shows. Everything it knows comes from the public API.
+
+import * as api from "./api.js";
+import { percent } from "./charts.js";
+import { patchAt } from "./draw.js";
+import { Live } from "./live.js";
+import { depthOf, statesOf } from "./patches.js";
+import { prepare } from "./picture.js";
+import { cheapest, compareTimes, top } from "./survey.js";
+import * as view from "./view.js";
+
+const { $, say, make, words } = view;
+const SAMPLES = ["fox", "maple_tree", "snake", "sunflower", "tiger", "ray", "plate", "pickup_truck"];
+const POLL_MS = 2000, PLAY_MS = 600, SETTLE_MS = 500, SWEEP_POINTS = 11;
+const ANY_SIZE = "best";
+
+const state = {
+  manifest: null,
+  image: null, // {blob, crop, note, name}
+  full: null, // its answer at full compute
+  results: new Map(), // its answers, by query
+  mode: "threshold",
+  value: { threshold: 0.5, compute: 0.5 },
+  size: { threshold: null, compute: ANY_SIZE },
+  shown: null, // the answer on the page
+  mark: null, // {value, ratio}: the least compute found with full compute's answer
+  layer: 0,
+  marked: null, // a patch
+};
+const live = new Live($("live"));
+let survey = new AbortController(); // what the page finds out by itself; any change ends it
+let retry = null, lost = false; // what failed last; whether the service is out of reach
+let asking = false, askAgain = false, settled = 0, player = 0;
+
+// Asking
+
+const queryAt = (value, mode = state.mode, size = state.size[mode]) =>
+  ({ model: state.manifest.name, [mode]: value.toFixed(3), ...(size !== ANY_SIZE && { size }) });
+const fullQuery = () => queryAt(0, "threshold", state.manifest.graphs[0].size_px);
+
+// What the page measures must not be degraded by load. What the reader asks for may be, and is then called so.
+async function askExactly(image, query, signal) {
+  const result = await api.classify(image.blob, query, signal);
+  return result.degraded ? api.classify(image.blob, { ...query, degrade: "false" }, signal) : result;
+}
+
+async function remembered(query, ask = askExactly, signal = undefined) {
+  const { image, results } = state, key = JSON.stringify(query);
+  if (!results.has(key)) results.set(key, await ask(image, query, signal));
+  return results.get(key);
+}
+
+function fail(error, name = "") {
+  if (error.name === "AbortError") return;
+  if (!(error instanceof api.Problem)) throw error; // ours, not the service's
+  if (error.status === null) lose(error);
+  else view.showProblem(error, { about: words(name), canRetry: [429, 500, 503, 504].includes(error.status) });
+}
+
+// The image and the setting
+
+async function open(source, name) {
+  retry = () => open(source, name);
+  survey.abort();
+  say("name", `opening ${words(name)}`);
+  try {
+    const image = { ...(await prepare(source instanceof Blob ? source : await api.getBlob(source))), name };
+    const full = await askExactly(image, fullQuery());
+    const results = new Map([[JSON.stringify(fullQuery()), full]]);
+    Object.assign(state, { image, full, results, mark: null, marked: null });
+    $("problem").hidden = true;
+    for (const button of $("samples").children) button.setAttribute("aria-pressed", button.dataset.name === name);
+    await show();
+  } catch (error) {
+    fail(error, name);
+  } finally {
+    say("name", state.image ? words(state.image.name) + state.image.note : "");
+  }
+}
+
+function choose(mode, value, size) {
+  if (mode !== state.mode || size !== state.size[mode]) state.mark = null; // found for another setting
+  state.mode = mode;
+  state.value[mode] = value;
+  state.size[mode] = size;
+  return show();
+}
+
+// Of the slider's requests at most one is under way, and only the newest setting waits behind it.
+async function show() {
+  showSetting();
+  survey.abort();
+  clearTimeout(settled);
+  if (asking || !state.image) { askAgain = asking; return; }
+  asking = true;
+  try {
+    state.shown = await remembered(queryAt(state.value[state.mode]), (image, query) => api.classify(image.blob, query));
+    if (!askAgain) render();
+    settled = setTimeout(findOut, SETTLE_MS);
+  } catch (error) {
+    retry = show;
+    if (!askAgain) fail(error, state.image.name);
+  }
+  asking = false;
+  if (askAgain) { askAgain = false; await show(); }
+}
+
+// The slider's range in this mode.
+function limits() {
+  const cheapestRatio = Math.min(...state.manifest.calibration.map(({ macs_ratio: ratio }) => ratio.mean));
+  return state.mode === "threshold" ? [0, 1] : [Math.floor(20 * cheapestRatio) / 20, 1];
+}
+
+function showSetting() {
+  const { mode, manifest } = state, value = state.value[mode], [min, max] = limits();
+  const byCompute = mode === "compute", text = byCompute ? percent(value) : value.toFixed(2);
+  const sizes = [...(byCompute ? [ANY_SIZE] : []), ...manifest.graphs.map(({ size_px: px }) => px)];
+  Object.assign($("spend"), { min, max, value });
+  $("spend").setAttribute("aria-valuetext", text);
+  document.querySelector(`[value=${mode}]`).checked = true;
+  say("spend-label", byCompute ? "Compute" : "Threshold");
+  say("spend-value", text);
+  say("end-low", byCompute ? "spends little" : "computes every patch");
+  say("end-high", byCompute ? "full compute" : "skips more");
+  $("size").replaceChildren(...sizes.map((px) => make("option", { value: px, textContent: px === ANY_SIZE ? "best size" : `${px} px` })));
+  $("size").value = state.size[mode];
+  for (const button of $("presets").children) {
+    const { threshold, size_px: px } = manifest.presets[button.textContent];
+    button.setAttribute("aria-pressed", !byCompute && threshold === value && px === state.size.threshold);
+  }
+  showMark();
+}
+
+function showMark() {
+  const { mark, mode } = state, [low, high] = limits();
+  $("mark").hidden = !mark;
+  $("mark").style.setProperty("--at", mark ? (mark.value - low) / (high - low) : 0);
+  say("mark-text", mark ? `◆ least compute found with full compute's answer: ${percent(mark.ratio, 1)}, at ${mode} ${mark.value.toFixed(2)}` : "");
+}
+
+function render() {
+  const { shown, full, manifest } = state;
+  view.showAnswer(shown, full);
+  view.showReceipt(shown);
+  view.showTimes(null);
+  view.showCurve(manifest, shown);
+  showLayers();
+  showSweep();
+}
+
+function showSweep() {
+  const { results, mode, mark, full, shown } = state, size = state.size[mode];
+  const known = [...results.values()]
+    .filter(({ query }) => mode in query && (query.size ?? ANY_SIZE) === size)
+    .map((result) => ({ value: +result.query[mode], result }))
+    .sort((a, b) => a.value - b.value);
+  const label = mode === "threshold" ? `threshold, at ${size} px` : "compute, share of the dense model";
+  view.showSweep({ results: known, full, range: limits(), here: +shown.query[mode], mark: mark?.value ?? null, label });
+}
+
+// Once the setting rests: the time saved, answers over the whole slider, and the least compute that would do.
+async function findOut() {
+  survey = new AbortController();
+  const { image, full, shown, mode } = state, { signal } = survey, [low, high] = limits();
+  announce();
+  try {
+    const [askFull, askHere] = [fullQuery(), shown.query].map((query) => () => askExactly(image, query, signal));
+    view.showTimes((await compareTimes(askFull, askHere)) ?? undefined);
+    const values = Array.from({ length: SWEEP_POINTS }, (_, index) => low + ((high - low) * index) / (SWEEP_POINTS - 1));
+    const askAt = (value) => remembered(queryAt(value, mode), askExactly, signal);
+    const holds = async (value) => top(await askAt(value)).index === top(full).index;
+    const value = await cheapest(mode === "threshold" ? values : values.reverse(), holds, showSweep);
+    const ratio = value === null ? null : (await askAt(value)).macs.ratio;
+    if (signal.aborted) return;
+    state.mark = value === null ? null : { value, ratio };
+    showMark();
+    showSweep();
+    document.body.dataset.surveyed = `${image.name} ${mode} ${state.value[mode]} ${state.size[mode]}`;
+  } catch (error) {
+    if ([429, 503, 504].includes(error.status)) view.showTimes(undefined);
+    else fail(error, image.name);
+  }
+}
+
+function announce() {
+  const { shown, full, image } = state, answer = top(shown), { mean, patches } = shown.skipped_patches;
+  const same = answer.index === top(full).index ? "as at full compute" : `full compute says ${words(top(full).label)}`;
+  say("announce", `${words(image.name)}: ${words(answer.label)}, ${percent(answer.probability)}, ${same}. ` +
+    `${percent(shown.macs.ratio)} of the dense compute, ${mean.toFixed(0)} of ${patches} patches idle.`);
+}
+
+// Layers and patches
+
+function showLayers() {
+  const { shown, manifest: { gated_layers: gated, graphs }, image: { crop }, layer, marked } = state;
+  const states = statesOf(shown.mask, gated), onlyClass = graphs[0].layer_macs[layer].per_kept === 0;
+  view.showLayers({ crop, states, gated, layer, marked, onlyClass });
+  view.showDepth({ depth: depthOf(shown.mask, gated), states, gated, marked });
+}
+
+function chooseLayer(layer) {
+  if (!state.shown || layer < 0 || layer >= state.manifest.layers) return play(false);
+  state.layer = layer;
+  showLayers();
+  if ($("strip").contains(document.activeElement)) $("strip").children[layer].focus();
+}
+
+function play(on = !player) {
+  clearInterval(player);
+  player = on ? setInterval(() => chooseLayer(state.layer + 1), PLAY_MS) : 0;
+  if (on && state.layer === state.manifest.layers - 1) chooseLayer(0);
+  say("play", on ? "Pause" : "Play");
+}
+
+function markPatch(patch) {
+  if (patch === state.marked || !state.shown) return;
+  state.marked = patch;
+  showLayers();
+}
+
+function onPointer({ target, clientX, clientY }) {
+  const over = target.closest?.("#stage, #depth, .tile");
+  if (over && state.shown) markPatch(patchAt(over.querySelector("canvas") ?? over, clientX, clientY, state.shown.mask[0].length));
+  else if (document.activeElement !== $("depth")) markPatch(null);
+}
+
+function onKey(event) {
+  const { target, key } = event, inStrip = $("strip").contains(target);
+  if (!state.shown || event.altKey || event.ctrlKey || event.metaKey || target.closest("input, select")) return;
+  if (target === $("depth")) {
+    const patches = state.shown.mask[0].length, grid = Math.sqrt(patches);
+    const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -grid, ArrowDown: grid }[key];
+    if (!step) return;
+    const next = state.marked === null ? 0 : state.marked + step;
+    if (next >= 0 && next < patches) markPatch(next);
+  } else if (key === " " && (inStrip || !target.closest("button, a"))) {
+    play();
+  } else if (key === "ArrowLeft" || key === "ArrowRight") {
+    play(false);
+    chooseLayer(state.layer + (key === "ArrowLeft" ? -1 : 1));
+  } else return;
+  event.preventDefault();
+}
+
+// The service itself
+
+function again() {
+  $("problem").hidden = true;
+  return retry?.();
+}
+
+function lose(problem) {
+  if (!lost) view.showProblem(problem);
+  lost = true;
+  view.showStatus("down", "unreachable");
+}
+
+async function poll() {
+  if (document.hidden) return;
+  try {
+    await readMetrics();
+    await api.getReady();
+    view.showStatus("ready", "ready");
+    if (!lost) return;
+    lost = false;
+    await again();
+  } catch (error) {
+    if (error.status !== null) return view.showStatus("starting", error.detail);
+    live.add(null);
+    lose(error);
+  }
+}
+
+async function readMetrics() {
+  try {
+    live.add(await api.getMetrics(), performance.now() / 1e3);
+  } catch (error) {
+    if (![401, 403, 404].includes(error.status)) throw error;
+    say("live-note", "This service keeps its metrics elsewhere: on a port of their own, or behind a key.");
+  }
+}
+
+async function start() {
+  retry = start;
+  try {
+    const name = new URLSearchParams(location.search).get("model") ?? (await api.getModels())[0].name;
+    const { graphs, gated_layers: gated, presets, layers } = (state.manifest = await api.getManifest(name));
+    state.size.threshold = graphs[0].size_px;
+    state.layer = gated[Math.floor((2 * gated.length) / 3)]; // where all three states of a patch show
+    live.gated = gated;
+    view.showModel(state.manifest);
+    view.buildStrip(layers, chooseLayer);
+    $("presets").replaceChildren(...Object.entries(presets).map(([preset, { size_px: px, threshold }]) =>
+      make("button", { textContent: preset, title: `${px} px, threshold ${threshold}`, onclick: () => choose("threshold", threshold, px) })));
+    await open("static/samples/fox.png", "fox");
+  } catch (error) {
+    fail(error);
+  }
+}
+
+// Wiring
+
+function take([file]) {
+  if (file && state.manifest) open(file, file.name);
+}
+
+function on(names, target, listener) {
+  for (const name of names.split(" ")) target.addEventListener(name, listener);
+}
+
+$("samples").append(...SAMPLES.map((name) => {
+  const src = `static/samples/${name}.png`;
+  const button = make("button", { title: words(name), onclick: () => state.manifest && open(src, name) }, [make("img", { src, alt: words(name) })]);
+  button.dataset.name = name;
+  return button;
+}));
+on("change", $("file"), ({ target }) => { take(target.files); target.value = ""; });
+on("paste", document, ({ clipboardData }) => take(clipboardData.files));
+on("dragover drop dragleave", document, (event) => {
+  event.preventDefault();
+  $("drop").classList.toggle("over", event.type === "dragover");
+  if (event.type !== "drop") return;
+  if (event.dataTransfer.files.length) take(event.dataTransfer.files);
+  else view.showProblem({ title: "No image was dropped", detail: "Drop an image file; this was a link or text." });
+});
+on("input", $("spend"), ({ target }) => choose(state.mode, Number(target.value), state.size[state.mode]));
+on("change", $("size"), ({ target: { value } }) => choose(state.mode, state.value[state.mode], value === ANY_SIZE ? value : Number(value)));
+for (const radio of document.querySelectorAll("[name=mode]")) {
+  on("change", radio, () => choose(radio.value, state.value[radio.value], state.size[radio.value]));
+}
+on("click", $("play"), () => play());
+on("keydown", document, onKey);
+on("pointermove pointerdown", document, onPointer);
+on("blur", $("depth"), () => markPatch(null));
+on("submit", $("key-form"), (event) => {
+  event.preventDefault();
+  api.setKey($("key").value);
+  $("key").value = "";
+  again();
+});
+on("click", $("retry"), again);
+on("click", $("dismiss"), () => { $("problem").hidden = true; });
+on("resize", window, () => {
+  live.draw();
+  if (state.shown) { view.showCurve(state.manifest, state.shown); showSweep(); }
+});
+
+await start();
+setInterval(poll, POLL_MS);
+poll();
