@@ -1,7 +1,7 @@
 # Two commands for users: `make serve`, `make test`. Every target makes .venv and installs what it needs, and only that.
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test screenshot lint format bench export train evaluate soak clean
+.PHONY: help serve test screenshot lint format bench loadtest export train evaluate soak clean
 SHELL := /bin/bash
 
 PYTHON ?= python3
@@ -36,7 +36,7 @@ screenshot: $(VENV)/.dev ## take the README's picture of the web page anew; need
 lint: $(VENV)/.dev ## check style, types and who imports whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy models export service tests
+	$(BIN)/mypy models export service loadtest tests
 	$(BIN)/lint-imports
 
 format: $(VENV)/.dev ## rewrite the code in the house's format
@@ -45,6 +45,9 @@ format: $(VENV)/.dev ## rewrite the code in the house's format
 
 bench: $(VENV)/.export ## time the sparse graph against the dense one, on real images
 	$(BIN)/python -m export.benchmark --bundle $(BUNDLE)
+
+loadtest: $(VENV)/.service-cpu $(VENV)/.loadtest ## 3 minutes of load: accuracy and latency; starts a service if none is ready on $PORT
+	$(BIN)/python -m loadtest.sweep --minutes 3 --port $(PORT) --thresholds 0,.3,.6 --presets economy --rates .4x,.8x,1.2x
 
 export: $(VENV)/.export ## write the bundle's graphs, manifest and card anew from CHECKPOINT, and prove parity
 	$(BIN)/python -m export --checkpoint $(CHECKPOINT) --out $(BUNDLE) --images $(BUNDLE)/samples \
@@ -70,7 +73,7 @@ clean: ## delete .venv and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info
 
 # One stamp for each installed extra; a change of pyproject.toml installs anew. An extra that holds others stamps them too.
-HOLDS_dev := service-cpu train export
+HOLDS_dev := service-cpu train export loadtest
 HOLDS_export := service-cpu train
 $(VENV)/.%: pyproject.toml
 	@echo 'installing .[$*] into $(VENV): half a minute, or several where torch is needed'

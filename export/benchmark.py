@@ -57,14 +57,21 @@ class Row:
     realised: float  # speedup / ideal
 
 
+def write_dense(bundle: Bundle, folder: Path) -> Path:
+    """Write the dense model of a bundle (`images` in, `logits` out) beside a copy of its weights; returns its file."""
+    model = checkpoint.load(bundle.path)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / WEIGHTS).write_bytes((bundle.path / WEIGHTS).read_bytes())
+    images = example_inputs(model)[0]
+    file = folder / "dense.onnx"
+    save(to_onnx(DenseViT(model).eval(), (images,), (INPUTS[:1], ("logits",)), folder / WEIGHTS), file)
+    return file
+
+
 def dense_session(bundle: Bundle, threads: int) -> ort.InferenceSession:
     """The dense model of a bundle in ONNX Runtime, options as the served engine has them."""
-    model = checkpoint.load(bundle.path)
     with tempfile.TemporaryDirectory() as scratch:
-        (Path(scratch) / WEIGHTS).write_bytes((bundle.path / WEIGHTS).read_bytes())
-        file = Path(scratch) / "dense.onnx"
-        images = example_inputs(model)[0]
-        save(to_onnx(DenseViT(model).eval(), (images,), (INPUTS[:1], ("logits",)), Path(scratch) / WEIGHTS), file)
+        file = write_dense(bundle, Path(scratch))
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -160,9 +167,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--points", help="size:threshold, comma-separated; default: presets, sizes, thresholds")
     parser.add_argument("--seconds", type=float, default=4.0, help="for each batch size and point")
     parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--write-dense", type=Path, metavar="FOLDER", help="write the dense graph there; time nothing")
     options = parser.parse_args(argv)
     try:
         bundle = load_bundle(options.bundle)
+        if options.write_dense:
+            print(write_dense(bundle, options.write_dense))
+            return 0
         pixels = load_images(options.images or str(options.bundle / "samples"), "test", 1)
         images = {size_px: image_array(pixels, size_px) for size_px in bundle.manifest.sizes_px}
         batch_sizes = tuple(int(size) for size in options.batch_sizes.split(","))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("models", "export", "service")
+ROOMS = ("models", "export", "service", "loadtest")
 SOURCES = sorted(file for room in ROOMS for file in (ROOT / room).rglob("*.py"))
 DRAWERS = {"utils", "util", "helpers", "helper", "common", "base", "misc"}
 MAX_MODULE_LINES = 300
