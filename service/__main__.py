@@ -36,6 +36,7 @@ from service.errors import ServiceError, SettingsError
 from service.lifecycle import Lifecycle
 from service.logs import logging_config
 from service.options import ONE_PROCESS, make_parser, read_options
+from service.rpc import check_extra
 from service.served_model import open_model
 from service.settings import Settings, explain_settings_error
 
@@ -77,6 +78,7 @@ class DrainingServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop accepting and let requests finish; after the timeout they are answered 503, before uvicorn cuts them."""
+        self._lifecycle.stop_accepting()
         timer = asyncio.get_running_loop().call_later(self._timeout_s, self._lifecycle.abandon)
         try:
             await super().shutdown(sockets)
@@ -101,6 +103,7 @@ def main(argv: list[str] | None = None) -> int:
         return _refuse(ONE_PROCESS)
     logging.config.dictConfig(logging_config(settings.log_format))
     try:
+        check_extra(settings)
         with _ending_on_sigterm():
             load_api_keys(settings)  # wrong ones are told of before the model takes its seconds
             bundle, engine = open_model(settings, settings.default_model)
@@ -132,12 +135,15 @@ def make_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
 def serve(app: FastAPI, settings: Settings) -> int:
     """Serve the application until a signal ends it; returns the exit code."""
     lifecycle: Lifecycle = app.state.lifecycle
-    DrainingServer(
+    server = DrainingServer(
         make_config(app, settings),
         lifecycle=lifecycle,
         delay_s=settings.drain_delay_s,
         timeout_s=settings.drain_timeout_s,
-    ).run()
+    )
+    server.run()
+    if not server.started:
+        return EXIT_USAGE  # the lifespan failed, and said why: a second port is taken
     if not lifecycle.finished_in_time:
         # The engine's thread hangs in native code; waiting for it, as the interpreter would, may take for ever.
         logging.getLogger("skipvit").error("gave up on images that were still being computed")

@@ -6,7 +6,7 @@ uvicorn --factory service.app:create_app        (`python -m service` adds draini
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
@@ -23,8 +23,11 @@ from service.metrics import Metrics
 from service.openapi import describe
 from service.ops_listener import operations_listener
 from service.preprocess import ImageLimits
-from service.routes import classify, explain, models, ops, v2
+from service.repository import Repository
+from service.routes import classify, explain, models, ops, repository, triton, v2
 from service.routes.page import add_page
+from service.rpc import check_extra, rpc_listener
+from service.served_model import load_engine
 from service.serving import Serving, State
 from service.settings import Settings
 from service.tracing import load_tracer
@@ -33,7 +36,11 @@ _MAX_DECODE_THREADS = 4  # by default; more would take CPUs from the engine
 
 
 def create_app(
-    settings: Settings | None = None, *, bundle: Bundle | None = None, engine: Engine | None = None
+    settings: Settings | None = None,
+    *,
+    bundle: Bundle | None = None,
+    engine: Engine | None = None,
+    load: Callable[[Settings, Bundle], Engine] = load_engine,
 ) -> FastAPI:
     """Build the application; nothing is loaded before its lifespan starts.
 
@@ -41,8 +48,10 @@ def create_app(
         settings: None reads the environment.
         bundle: a verified bundle; None loads the one that the settings name.
         engine: what classifies, warm; None loads the bundle's graphs and warms them up.
+        load: makes the engine of every further bundle, warm.
     """
     settings = Settings() if settings is None else settings
+    check_extra(settings)
     metrics = Metrics()
     lifecycle = Lifecycle()
     tracer = load_tracer(settings)
@@ -50,13 +59,18 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[State]:
-        serving = Serving(settings, default_name, _decode_pool(settings), metrics, lifecycle)
-        await serving.open(default_name, bundle, engine)
+        decoders = _decode_pool(settings)
+        served = Repository(settings, default_name, metrics, decoders, load)
+        serving = Serving(settings, served, decoders, metrics, lifecycle)
+        await served.open(bundle, engine)
         serving.watch()
         lifecycle.abandon = serving.abandon
-        lifecycle.become_ready()
         try:
-            async with operations_listener(serving) as app.state.metrics_port:
+            async with (
+                operations_listener(serving) as app.state.metrics_port,
+                rpc_listener(app, serving) as app.state.grpc_port,
+            ):
+                served.open_others(then=lifecycle.become_ready)
                 yield {"serving": serving}
         finally:
             lifecycle.begin_drain()
@@ -74,8 +88,8 @@ def create_app(
     app.state.lifecycle = lifecycle
     add_layers(app, settings, metrics, lifecycle, tracer)
     add_error_handlers(app)
-    for router in (classify.router, explain.router, models.router, v2.router, ops.router):
-        app.include_router(router)
+    for routes in (classify, explain, models, triton, v2, repository, ops):
+        app.include_router(routes.router)
     if settings.metrics_port is None:
         app.include_router(ops.metrics_router)
     add_page(app)

@@ -58,7 +58,10 @@ class Batcher:
         self._on_batch = on_batch
         self._on_terminate = on_terminate
         self._clock = clock
-        self._backlog = Backlog(max_batch_size=max_batch_size, affords=self._affords)
+        # A closure over what it needs: one over `self` would be a cycle, and keep a replaced model in memory.
+        self._backlog = Backlog(
+            max_batch_size=max_batch_size, affords=lambda macs: cost.seconds(macs) <= max_batch_work_s
+        )
         self._running: Batch | None = None
         self._run_until_s: float | None = None  # when the engine's run is predicted to end; None: it doesn't run
         self._wake = asyncio.Event()
@@ -197,9 +200,6 @@ class Batcher:
         if len(self._backlog) + images > self._max_pending:
             return False
         return not len(self._backlog) or self.pending_work_s <= self._max_pending_work_s
-
-    def _affords(self, macs: float) -> bool:
-        return self._cost.seconds(macs) <= self._max_batch_work_s
 
     def _stop_if_unwanted(self, _: asyncio.Future[Answer]) -> None:
         """Terminate the engine's run once nobody waits for any of its rows."""

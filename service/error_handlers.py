@@ -34,6 +34,7 @@ STATUS: dict[type[errors.ServiceError], Row] = {
     errors.SettingsError: Row(503, "Settings unusable", "error"),
     errors.BundleError: Row(503, "Model unavailable", "error"),
     errors.UnknownModel: Row(404, "Unknown model", "invalid"),
+    errors.NotAllowed: Row(403, "Not allowed", "invalid"),
     errors.BadRequest: Row(400, "Malformed request", "invalid"),
     errors.BadParameter: Row(422, "Bad parameter", "invalid"),
     errors.BadImage: Row(422, "Image can't be decoded", "invalid"),

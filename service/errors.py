@@ -4,6 +4,7 @@ ServiceError
 ├── SettingsError           a setting that can't be used, found after its value was checked
 ├── BundleError             a model bundle is missing, broken or of a schema this version doesn't read
 ├── UnknownModel            no such model is served
+├── NotAllowed              an operator's call that the settings don't allow
 ├── BadRequest              the body is empty or malformed
 ├── BadParameter            a parameter's value is outside what it takes
 ├── BadImage                bytes of a type we take that can't be decoded
@@ -34,6 +35,10 @@ class BundleError(ServiceError):
 
 class UnknownModel(ServiceError):
     """The named model isn't served here."""
+
+
+class NotAllowed(ServiceError):
+    """An operator's call that the settings don't allow; the message names the setting."""
 
 
 class BadRequest(ServiceError):

@@ -49,6 +49,7 @@ def find_model(request: Request, serving: Serving, name: str | None, version: st
         raise
     if hasattr(request.state, "model"):
         request.state.model = model.name
+    request.state.held.enter_context(model.users)
     return model
 
 

@@ -82,6 +82,7 @@ class Guard:
         """Judge no more."""
         if self._task is not None:
             self._task.cancel()
+            self._task = None  # whose traceback would hold this guard, and so the model, in a cycle
 
     def offer(self, encoded: bytes, label: int) -> None:
         """An image was answered with less than full compute; it may become a sample."""

@@ -17,6 +17,7 @@ class Lifecycle:
         self._drain_began_s: float | None = None
         self.phase: Phase = "starting"
         self.finished_in_time = True  # False once accepted work had to be given up
+        self.stop_accepting: Callable[[], None] = lambda: None  # closes a port beside the server's; set by who holds it
         self.abandon: Callable[[], None] = lambda: None  # fails what is still accepted; set by who holds the queue
 
     def become_ready(self) -> None:

@@ -99,6 +99,10 @@ class Metrics:
             self._patches.labels(name, str(layer))
             self._skipped_patches.labels(name, str(layer))
 
+    def forget(self, manifest: Manifest) -> None:
+        """A model or a version of it is served no more; its counters stay."""
+        self._info.remove(manifest.name, manifest.version, manifest.architecture, manifest.attention)
+
     def on_request(self, model: str, outcome: str, duration_s: float) -> None:
         """A classification request has ended."""
         self._requests.labels(model, outcome).inc()

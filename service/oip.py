@@ -6,54 +6,30 @@ Pure. It knows the manifest and arrays; it knows no wire format (`tensors.py`), 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel
 
 from service.artifact import Manifest
 from service.errors import BadRequest, TooLarge
+from service.oip_schemas import ModelConfiguration, ModelMetadata, TensorConfiguration, TensorMetadata
 from service.tensors import InferenceRequest, InputTensor, Parameters, RequestedOutput, Tensor, read_tensors
 
+Flag = TypeVar("Flag", bool, None)
+
 PLATFORM = "onnxruntime_onnx"
-EXTENSIONS = ["binary_tensor_data"]
+EXTENSIONS = ["binary_tensor_data", "model_repository", "model_configuration"]
+TRITON_TYPES = {"TYPE_BOOL": 1, "TYPE_UINT8": 2, "TYPE_FP32": 11}  # numbers of its enumeration, for those in use
 MAX_TIMEOUT_US = 600_000_000
 _MAX_JSON_BYTES_PER_VALUE = 8  # three digits, a comma, a space and brackets
 _JSON_BYTES_BESIDE_IMAGES = 65536
 
 _DATATYPES = {"images": "UINT8", "threshold": "FP32"}
-_OURS = ("threshold", "timeout", "binary_data_output")
+_OURS = ("threshold", "degrade", "timeout", "binary_data_output")
 # Reserved by the protocol's servers and clients; nothing here depends on them.
 _IGNORED = ("priority", "sequence_id", "sequence_start", "sequence_end", "headers", "content_type")
 _UNSUPPORTED = ("classification", "shared_memory_region")
-
-
-class ServerMetadata(BaseModel):
-    """`GET /v2`."""
-
-    name: str
-    version: str
-    extensions: list[str]
-
-
-class TensorMetadata(BaseModel):
-    """One input or output; -1 is any length."""
-
-    name: str
-    datatype: str
-    shape: list[int]
-    optional: bool | None = None
-
-
-class ModelMetadata(BaseModel):
-    """`GET /v2/models/{name}`."""
-
-    name: str
-    versions: list[str]
-    platform: str
-    inputs: list[TensorMetadata]
-    outputs: list[TensorMetadata]
 
 
 class Asked(NamedTuple):
@@ -61,6 +37,7 @@ class Asked(NamedTuple):
 
     images: NDArray[np.uint8]  # (B, S, S, 3), S one of the bundle's sizes
     thresholds: list[float] | None  # one for each image; None: the service's default
+    degrade: bool | None  # whether load and the deadline may raise the thresholds; None: load may, of the default
     timeout_s: float | None
     outputs: tuple[tuple[str, bool], ...]  # name, and whether to send it as binary data
 
@@ -90,6 +67,18 @@ def describe(manifest: Manifest) -> ModelMetadata:
     )
 
 
+def configure(manifest: Manifest) -> ModelConfiguration:
+    """The same as Triton's configuration says it."""
+
+    def of(tensor: TensorMetadata) -> TensorConfiguration:
+        kind = f"TYPE_{tensor.datatype}"
+        return TensorConfiguration(name=tensor.name, data_type=kind, dims=tensor.shape, optional=tensor.optional)
+
+    metadata = describe(manifest)
+    inputs, outputs = ([of(tensor) for tensor in tensors] for tensors in (metadata.inputs, metadata.outputs))
+    return ModelConfiguration(name=metadata.name, platform=metadata.platform, input=inputs, output=outputs)
+
+
 def max_json_bytes(manifest: Manifest, max_images: int) -> int:
     """Bytes of JSON that `max_images` images of the full size can take."""
     values = max_images * manifest.full.size_px**2 * 3
@@ -117,6 +106,7 @@ def understand(manifest: Manifest, request: InferenceRequest, binary: memoryview
     return Asked(
         images=images,
         thresholds=_thresholds(request.parameters, tensors.get("threshold"), rows=len(images)),
+        degrade=_flag(request.parameters, "degrade", default=None),
         timeout_s=_timeout_s(request.parameters),
         outputs=_outputs(request.outputs, request.parameters),
     )
@@ -191,14 +181,20 @@ def _outputs(requested: Sequence[RequestedOutput], parameters: Parameters) -> tu
     return chosen or tuple((name, everything) for name in known)
 
 
-def _flag(parameters: Parameters, name: str, *, default: bool) -> bool:
-    value = parameters.get(name, default)
+def _flag(parameters: Parameters, name: str, *, default: Flag) -> bool | Flag:
+    value = parameters.get(name)
+    if value is None:
+        return default
     if not isinstance(value, bool):
         raise BadRequest(f"parameters.{name}: {str(value)[:40]} isn't true or false")
     return value
 
 
-def answer_head(manifest: Manifest, request_id: str | None) -> dict[str, Any]:
+def answer_head(manifest: Manifest, request_id: str | None, *, degraded: bool) -> dict[str, Any]:
     """What an answer's JSON says beside its outputs."""
-    head = {"model_name": manifest.name, "model_version": manifest.version}
-    return head if request_id is None else {**head, "id": request_id}
+    head: dict[str, Any] = {"model_name": manifest.name, "model_version": manifest.version}
+    if request_id is not None:
+        head["id"] = request_id
+    if degraded:
+        head["parameters"] = {"degraded": True}
+    return head

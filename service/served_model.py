@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from service.artifact import Bundle, Manifest, load_bundle
@@ -19,9 +19,10 @@ from service.guard import Guard
 from service.metrics import Metrics
 from service.planner import Planner
 from service.settings import Settings
+from service.users import Users
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ServedModel:
     """Built once its engine is warm; its batcher runs from `start` to `drain`."""
 
@@ -30,6 +31,7 @@ class ServedModel:
     planner: Planner
     guard: Guard
     cache: AnswerCache | None  # None: switched off
+    users: Users = field(default_factory=Users)  # requests that have chosen it; it isn't let go before they end
 
     async def close(self, timeout_s: float) -> bool:
         """Finish what was accepted and stop; False if some had to be failed after `timeout_s`."""

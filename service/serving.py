@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Annotated, TypedDict
 
 from fastapi import Depends, Request
 
-from service.artifact import Bundle
 from service.body import BodyLimits
 from service.decode_pool import DecodePool
-from service.engine import Engine
 from service.errors import NotReady, UnknownModel
 from service.lifecycle import Lifecycle
 from service.metrics import Metrics
-from service.served_model import ServedModel, load_engine, load_model_bundle, serve_model
+from service.repository import Repository
+from service.served_model import ServedModel
 from service.settings import Settings
 
 
@@ -26,49 +25,45 @@ class Serving:
     """Built by the lifespan, once everything in it works."""
 
     settings: Settings
-    default_name: str  # of the model that answers when a request names none
+    repository: Repository
     decoders: DecodePool
     metrics: Metrics
     lifecycle: Lifecycle
-    models: dict[str, ServedModel] = field(default_factory=dict)  # by name; what isn't in it isn't served
     now: Callable[[], float] = time.monotonic  # the clock of deadlines and durations
+
+    @property
+    def default_name(self) -> str:
+        """Of the model that answers when a request names none."""
+        return self.repository.default_name
+
+    @property
+    def models(self) -> dict[str, ServedModel]:
+        """The served models by name."""
+        return self.repository.models
 
     def watch(self) -> None:
         """Report what all models together have pending."""
         self.metrics.watch(
-            lambda: sum(model.batcher.pending for model in self.models.values()),
-            lambda: sum(model.batcher.pending_work_s for model in self.models.values()),
+            lambda: sum(batcher.pending for batcher in self.repository.batchers),
+            lambda: sum(batcher.pending_work_s for batcher in self.repository.batchers),
             lambda: max((model.planner.level for model in self.models.values()), default=0.0),
         )
 
-    async def open(self, name: str, bundle: Bundle | None = None, engine: Engine | None = None) -> None:
-        """Load the model `name` off the loop, unless its bundle and a warm engine are given, and serve it.
-
-        Raises:
-            BundleError: the bundle is missing or broken, or its engine doesn't run.
-        """
-        if bundle is None:
-            bundle = await asyncio.to_thread(load_model_bundle, self.settings, name)
-        if engine is None:
-            engine = await asyncio.to_thread(load_engine, self.settings, bundle)
-        model = serve_model(self.settings, bundle, engine, self.metrics, self.decoders)
-        self.models[model.name] = model
-
     async def close(self, timeout_s: float) -> bool:
         """Finish what was accepted and stop; False if some had to be failed after `timeout_s`."""
-        finished = await asyncio.gather(*(model.close(timeout_s) for model in self.models.values()))
+        finished = await self.repository.close(timeout_s)
         self.decoders.close()
-        return all(finished)
+        return finished
 
     def abandon(self) -> None:
         """Fail what every model still holds."""
-        for model in self.models.values():
-            model.batcher.abandon()
+        for batcher in self.repository.batchers:
+            batcher.abandon()
 
     @property
     def stalled_s(self) -> float:
         """Seconds without progress of the model that has made none for longest although images wait."""
-        return max((model.batcher.stalled_s for model in self.models.values()), default=0.0)
+        return max((batcher.stalled_s for batcher in self.repository.batchers), default=0.0)
 
     @property
     def body_limits(self) -> BodyLimits:
@@ -103,4 +98,11 @@ def get_serving(request: Request) -> Serving:
     return serving
 
 
-ServingDep = Annotated[Serving, Depends(get_serving)]
+async def hold_serving(request: Request) -> AsyncIterator[Serving]:
+    """The running service; what the request enters in its `state.held`, it leaves when it ends."""
+    serving = get_serving(request)
+    with ExitStack() as request.state.held:
+        yield serving
+
+
+ServingDep = Annotated[Serving, Depends(hold_serving)]

@@ -26,10 +26,29 @@ class Settings(BaseSettings):
     default_model: str = Field(
         "cifar100-vits14", min_length=1, description="Bundle to serve, by the name of its folder."
     )
+    load_models: str = Field(
+        "default",
+        min_length=1,
+        description="Bundles to load at the start: `default` only, `all` of the repository, or names with commas "
+        "between; the default one always. Each takes about 650 MB and its share of the CPUs while it works.",
+    )
+    repository_control: bool = Field(
+        False,
+        description="Whether callers may load, reload and unload models over the API (/v2/repository). Convenient to "
+        "operate; whoever reaches the port can then take models away. A reload needs room for a second model, about 1 "
+        "GB, while it lasts.",
+    )
     host: str = Field(
         "127.0.0.1", min_length=1, description="Address to listen on; 0.0.0.0 takes requests from other machines."
     )
     port: int = Field(DEFAULT_PORT, ge=0, le=65535, description="Port to listen on; 0 lets the system choose.")
+    grpc_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="Port of the Open Inference Protocol over gRPC, which needs the extra `grpc`; unset is off, 0 lets "
+        "the system choose. Saves callers who send tensors the JSON and costs a second port to guard.",
+    )
     threads: int = Field(
         0,
         ge=0,
@@ -237,6 +256,11 @@ class Settings(BaseSettings):
         # Kubernetes sets SKIPVIT_PORT=tcp://10.0.0.1:8000 in every pod beside a Service that is named `skipvit`
         # (enableServiceLinks); it's there only if nobody set the variable on purpose.
         return DEFAULT_PORT if isinstance(value, str) and value.startswith("tcp://") else value
+
+    @field_validator("grpc_port", mode="before")
+    @classmethod
+    def _ignore_grpc_service_link(cls, value: object) -> object:
+        return None if isinstance(value, str) and value.startswith("tcp://") else value  # as above: `skipvit-grpc`
 
     @property
     def asks_for_keys(self) -> bool:

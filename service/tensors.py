@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from service.errors import BadRequest, TooLarge
 
 BINARY_DATA_SIZE = "binary_data_size"
+JSON_LENGTH = "Inference-Header-Content-Length"
 # Little-endian, row-major, no padding; BOOL is one byte, 0 or 1. BYTES, whose elements vary in length, isn't taken.
 DATATYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype(np.bool_),

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from service.artifact import Bundle, Manifest
 from service.engine import EngineOutput
+from service.errors import BundleError
+from service.settings import Settings
 
 LAYERS, GATED, CLASSES = 3, (1, 2), 4
 PATCHES = {28: 16, 14: 4}
@@ -87,6 +89,38 @@ class FakeEngine:
         return EngineOutput(logits, kept)
 
 
+class FakeLoader:
+    """Makes a `FakeEngine` of every bundle; `hold()` makes it wait, and names in `broken` raise BundleError."""
+
+    def __init__(self) -> None:
+        self.broken: set[str] = set()
+        self.engines: list[FakeEngine] = []
+        self.loaded: list[tuple[str, str]] = []  # name and version
+        self.running = self.most_running = 0
+        self.entered = threading.Event()
+        self._open = threading.Event()
+        self._open.set()
+
+    def hold(self) -> None:
+        self.entered.clear()
+        self._open.clear()
+
+    def release(self) -> None:
+        self._open.set()
+
+    def __call__(self, settings: Settings, bundle: Bundle) -> FakeEngine:
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+        self.entered.set()
+        assert self._open.wait(60), "held for a minute: a test forgot to release the loader"
+        self.running -= 1
+        if bundle.manifest.name in self.broken:
+            raise BundleError(f"{bundle.manifest.name} is broken")
+        self.loaded.append((bundle.manifest.name, bundle.manifest.version))
+        self.engines.append(FakeEngine())
+        return self.engines[-1]
+
+
 def fake_manifest(**changes: Any) -> Manifest:
     """The manifest that `FakeEngine` keeps."""
     return Manifest.model_validate(manifest_document(**changes))
@@ -132,10 +166,10 @@ def manifest_document(**changes: Any) -> dict[str, Any]:
 
 
 def write_bundle(folder: Path, **changes: Any) -> Path:
-    """Write a bundle that verifies (its graphs aren't graphs) into `folder/fake` and return that."""
-    path = folder / "fake"
-    path.mkdir()
+    """Write a bundle that verifies (its graphs aren't graphs) into `folder/<name>`, or write it anew; return that."""
     document = manifest_document(**changes)
+    path = folder / str(document["name"])
+    path.mkdir(exist_ok=True)
     for name in document["files"]:
         content = f"content of {name}".encode()
         (path / name).write_bytes(content)

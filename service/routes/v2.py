@@ -9,14 +9,13 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from fastapi import APIRouter, Depends, Header, Request, Response
-from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
 from service.account import make_account
 from service.artifact import Manifest
 from service.body import read_body
-from service.budget import choose
-from service.errors import DeadlinePassed
+from service.budget import Choice, choose
+from service.errors import DeadlinePassed, NotReady
 from service.exchange import (
     CLIENT_LEFT,
     Measured,
@@ -26,84 +25,36 @@ from service.exchange import (
     record,
     server_timing,
 )
-from service.oip import (
-    EXTENSIONS,
-    Asked,
+from service.oip import EXTENSIONS, Asked, answer_head, describe, max_json_bytes, understand
+from service.oip_schemas import (
+    InferenceResponse,
+    Live,
     ModelMetadata,
+    ModelReady,
+    ProtocolError,
+    Ready,
     ServerMetadata,
-    answer_head,
-    describe,
-    max_json_bytes,
-    understand,
 )
 from service.results import make_receipt
 from service.routes.ops import healthz, readyz
 from service.served_model import ServedModel
 from service.serving import Serving, ServingDep
-from service.tensors import Tensor, split_body, write_response
+from service.tensors import JSON_LENGTH, Tensor, split_body, write_response
 
-_JSON_LENGTH = "Inference-Header-Content-Length"
-
-
-class ProtocolError(BaseModel):
-    """Every error under `/v2`."""
-
-    error: str
-
-
-class Live(BaseModel):
-    """Whether the server makes progress."""
-
-    live: bool
-
-
-class Ready(BaseModel):
-    """Whether the server takes traffic."""
-
-    ready: bool
-
-
-class ModelReady(Ready):
-    """Whether the model takes traffic."""
-
-    name: str
-
-
-class OutputTensor(BaseModel):
-    """`$response_output`; `data` is absent where binary data follow the JSON."""
-
-    name: str
-    datatype: str
-    shape: list[int]
-    parameters: dict[str, int] | None = None
-    data: list[float | bool] | None = None
-
-
-class InferenceResponse(BaseModel):
-    """`$inference_response`."""
-
-    model_name: str
-    model_version: str
-    id: str | None = None
-    outputs: list[OutputTensor]
-
-
-router = APIRouter(
-    prefix="/v2",
-    tags=["open inference protocol"],
-    responses={
-        "4XX": {"model": ProtocolError, "description": "What was wrong with the request, by name"},
-        "5XX": {"model": ProtocolError, "description": "Starting or draining, the deadline passed, inference failed"},
-    },
-)
+PROTOCOL_RESPONSES: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ProtocolError, "description": "What was wrong with the request, by name"},
+    "5XX": {"model": ProtocolError, "description": "Starting or draining, the deadline passed, inference failed"},
+}
+router = APIRouter(prefix="/v2", tags=["open inference protocol"], responses=PROTOCOL_RESPONSES)
 
 
 _REQUEST_BODY: dict[str, Any] = {
     "required": True,
     "description": "`$inference_request` of the protocol. With the binary tensor extension the JSON comes first, "
-    f"`{_JSON_LENGTH}` says how long it is, and the tensors' bytes follow in the order of the inputs. "
+    f"`{JSON_LENGTH}` says how long it is, and the tensors' bytes follow in the order of the inputs. "
     "Inputs: `images` UINT8 [B, size, size, 3] and, optionally, `threshold` FP32 [B]. Parameters: `threshold`, "
-    "`timeout` (microseconds), `binary_data_output`.",
+    "`degrade` (whether load and the deadline may raise the threshold), `timeout` (microseconds), "
+    "`binary_data_output`.",
     "content": {
         "application/json": {
             "schema": {
@@ -148,7 +99,7 @@ async def named_version(name: str, version: str, request: Request, serving: Serv
 ModelDep = Annotated[ServedModel, Depends(named_model)]
 VersionDep = Annotated[ServedModel, Depends(named_version)]
 JsonLength = Annotated[
-    str | None, Header(alias=_JSON_LENGTH, description="Bytes of JSON before binary data; without it all is JSON.")
+    str | None, Header(alias=JSON_LENGTH, description="Bytes of JSON before binary data; without it all is JSON.")
 ]
 
 
@@ -190,8 +141,9 @@ async def version_metadata(model: VersionDep) -> ModelMetadata:
 
 @router.get("/models/{name}/ready")
 async def model_ready(model: ModelDep, serving: ServingDep) -> ModelReady:
-    """Whether the model takes traffic."""
-    await readyz(serving)
+    """Whether the model takes traffic, though others may still be loading."""
+    if serving.lifecycle.phase == "draining":
+        raise NotReady("the service is draining")
     return ModelReady(name=model.name, ready=True)
 
 
@@ -223,20 +175,19 @@ async def infer(
     try:
         received = await _receive(request, serving, manifest, json_bytes, deadline)
         asked = received.asked
-        choice = choose(manifest, size_px=asked.size_px, default_preset=serving.settings.default_preset)
-        thresholds = asked.thresholds or [choice.threshold] * len(asked.images)
         if asked.timeout_s is not None:
             deadline = request.state.started_s + asked.timeout_s
+        thresholds, degraded = _plan(serving, model, asked, deadline)
         answers = await ask(request, model, list(asked.images), thresholds, deadline)
     except ClientDisconnect:
         request.state.outcome = "cancelled"
         return Response(status_code=CLIENT_LEFT)
     measured = Measured(received.decode_s, answers, serving.now() - request.state.started_s)
     receipts = [make_receipt(manifest, asked.size_px, answer.kept) for answer in answers]
-    record(serving, model, receipts, thresholds, measured)
-    request.state.account = make_account(receipts, thresholds, measured, size_px=asked.size_px)
+    record(serving, model, receipts, thresholds, measured, degraded=degraded)
+    request.state.account = make_account(receipts, thresholds, measured, size_px=asked.size_px, degraded=degraded)
     request.state.outcome = "ok"
-    return _respond(manifest, received, measured)
+    return _respond(manifest, received, measured, degraded=degraded)
 
 
 @_inference("/models/{name}/versions/{version}/infer")
@@ -248,6 +199,28 @@ async def infer_version(
 ) -> Response:
     """The same, for a version by name."""
     return await infer(model, request, serving, json_bytes)
+
+
+def _plan(serving: Serving, model: ServedModel, asked: Asked, deadline: float) -> tuple[list[float], bool]:
+    """The threshold that each image runs at, and whether any is higher than what was asked."""
+    preset = serving.settings.default_preset
+    wanted = asked.thresholds
+    if wanted is None:
+        choice = choose(model.manifest, size_px=asked.size_px, default_preset=preset)
+        wanted = [choice.threshold] * len(asked.images)
+    plans = {
+        threshold: model.planner.plan(
+            Choice(asked.size_px, threshold),
+            bound=preset,
+            by_load=asked.thresholds is None if asked.degrade is None else asked.degrade,
+            by_deadline=asked.degrade is True,
+            deadline=deadline,
+            images=len(wanted),
+            size_px=asked.size_px,
+        )
+        for threshold in set(wanted)
+    }
+    return [plans[threshold].choice.threshold for threshold in wanted], any(plan.degraded for plan in plans.values())
 
 
 class _Received(NamedTuple):
@@ -277,15 +250,15 @@ async def _receive(
         raise DeadlinePassed("the deadline passed before the tensors were received and parsed") from None
 
 
-def _respond(manifest: Manifest, received: _Received, measured: Measured) -> Response:
+def _respond(manifest: Manifest, received: _Received, measured: Measured, *, degraded: bool) -> Response:
     tensors = {
         "logits": Tensor("logits", "FP32", np.stack([answer.logits for answer in measured.answers])),  # (B, classes)
         "kept": Tensor("kept", "BOOL", np.stack([answer.kept for answer in measured.answers])),  # (B, L, P)
     }
     outputs = [(tensors[name], as_binary) for name, as_binary in received.asked.outputs]
-    body, json_bytes = write_response(answer_head(manifest, received.id), outputs)
+    body, json_bytes = write_response(answer_head(manifest, received.id, degraded=degraded), outputs)
     headers = {"Server-Timing": server_timing(measured.timing_ms())}
     if json_bytes is None:
         return Response(body, media_type="application/json", headers=headers)
-    headers[_JSON_LENGTH] = str(json_bytes)
+    headers[JSON_LENGTH] = str(json_bytes)
     return Response(body, media_type="application/octet-stream", headers=headers)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
@@ -22,12 +22,19 @@ class Live(NamedTuple):
     app: FastAPI
     task: asyncio.Task[None]
     connections: set[Any]  # uvicorn's, open now
+    server: DrainingServer
 
 
 @asynccontextmanager
 async def live_server(engine: FakeEngine, settings: Settings) -> AsyncIterator[Live]:
     """Serve until the block ends; whatever the block did, the engine is released and the server drained."""
-    app = create_app(settings, bundle=fake_bundle(), engine=engine)
+    async with live_app(create_app(settings, bundle=fake_bundle(), engine=engine), settings, engine.release) as live:
+        yield live
+
+
+@asynccontextmanager
+async def live_app(app: FastAPI, settings: Settings, release: Callable[[], None]) -> AsyncIterator[Live]:
+    """Serve an application until the block ends; whatever the block did, `release` is called and the server drained."""
     server = DrainingServer(
         make_config(app, settings.model_copy(update={"port": 0})),
         lifecycle=app.state.lifecycle,
@@ -39,9 +46,9 @@ async def live_server(engine: FakeEngine, settings: Settings) -> AsyncIterator[L
         while not server.started:
             assert not task.done(), "the server didn't start"
             await asyncio.sleep(0)
-        yield Live(server.servers[0].sockets[0].getsockname()[1], app, task, server.server_state.connections)
+        yield Live(server.servers[0].sockets[0].getsockname()[1], app, task, server.server_state.connections, server)
     finally:
-        engine.release()
+        release()
         server.should_exit = True
         await task
 

@@ -147,3 +147,41 @@ def test_who_wants_it_computed_now_gets_that(app: App, control: str) -> None:
 def test_an_overlay_is_drawn_anew(app: App) -> None:
     app.result()
     assert app.result("?explain=overlay")["overlay"].startswith("data:image/png")
+
+
+def infer(app: App, parameters: dict[str, Any]) -> dict[str, Any]:
+    images = {"name": "images", "datatype": "UINT8", "shape": [1, 28, 28, 3], "data": [3] * (28 * 28 * 3)}
+    answer = app.client.post("/v2/models/fake/infer", json={"parameters": parameters, "inputs": [images]})
+    assert answer.status_code == 200, answer.text
+    document: dict[str, Any] = answer.json()
+    return document
+
+
+def kept(document: dict[str, Any]) -> int:
+    return sum(next(output["data"] for output in document["outputs"] if output["name"] == "kept"))
+
+
+@pytest.mark.parametrize("parameters", [{}, {"threshold": 0.5, "degrade": True}])
+def test_load_raises_the_threshold_of_tensors_and_says_so(app: App, parameters: dict[str, Any]) -> None:
+    before = infer(app, parameters)
+    app.overload()
+    after = infer(app, parameters)
+    assert "parameters" not in before
+    assert after["parameters"] == {"degraded": True}
+    assert kept(after) < kept(before)
+
+
+@pytest.mark.parametrize("parameters", [{"threshold": 0.5}, {"degrade": False}])
+def test_tensors_with_a_threshold_of_their_own_are_left_alone(app: App, parameters: dict[str, Any]) -> None:
+    before = infer(app, parameters)
+    app.overload()
+    assert infer(app, parameters) == before
+
+
+def test_tensors_whose_deadline_cant_be_met_are_refused(app: App) -> None:
+    app.slow(2.0)
+    images = {"name": "images", "datatype": "UINT8", "shape": [1, 28, 28, 3], "data": [3] * (28 * 28 * 3)}
+    wanted = {"parameters": {"timeout": 500_000, "threshold": 0.0}, "inputs": [images]}
+    answer = app.client.post("/v2/models/fake/infer", json=wanted)
+    assert answer.status_code == 504
+    assert "inference alone" in answer.json()["error"]

@@ -63,6 +63,14 @@ def test_a_default_preset_the_bundle_lacks_is_refused_at_the_start(
     assert "SKIPVIT_DEFAULT_PRESET" in refused(capsys, "--model-repository", str(tmp_path), "--model", "fake")
 
 
+def test_a_port_for_grpc_without_its_extra_is_one_line_with_the_mend(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SKIPVIT_GRPC_PORT", "8001")
+    monkeypatch.setitem(sys.modules, "grpc", None)  # what an import meets where it isn't installed
+    assert "SKIPVIT_GRPC_PORT=8001 needs the extra `grpc`" in refused(capsys)
+
+
 def test_the_configuration_can_be_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--print-config", "--port", "1234"]) == 0
     assert json.loads(capsys.readouterr().out)["port"] == 1234

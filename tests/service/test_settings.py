@@ -52,6 +52,8 @@ def test_a_wrong_value_is_explained_in_one_line_that_names_it(
 def test_kubernetes_service_link_is_not_a_port(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SKIPVIT_PORT", "tcp://10.0.0.7:8000")
     assert Settings().port == 8000
+    monkeypatch.setenv("SKIPVIT_GRPC_PORT", "tcp://10.0.0.7:8001")
+    assert Settings().grpc_port is None
 
 
 def test_every_field_says_what_it_is() -> None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from starlette.testclient import TestClient
 
 from service.app import create_app
+from service.oip import EXTENSIONS
 from service.settings import Settings
 from tests.fakes import CLASSES, LAYERS, FakeEngine, fake_bundle
 from tests.images import plain
@@ -99,7 +100,7 @@ def test_the_server_and_the_model_describe_themselves(client: TestClient) -> Non
     server = client.get("/v2").json()
     assert server["name"] == "skipvit"
     assert server["version"]
-    assert server["extensions"] == ["binary_tensor_data"]
+    assert server["extensions"] == EXTENSIONS
     expected = {
         "name": "fake",
         "versions": ["1.0.0"],
@@ -427,6 +428,37 @@ def test_the_openapi_document_shows_the_protocol(client: TestClient) -> None:
         assert set(paths[path]["post"]["responses"]) == {"200", "4XX", "5XX"}
 
 
+def test_tritons_configuration_says_what_the_metadata_say(client: TestClient) -> None:
+    config = client.get("/v2/models/fake/config").json()
+    assert config["max_batch_size"] == 0
+    metadata = client.get("/v2/models/fake").json()
+    for ours, theirs in (("inputs", "input"), ("outputs", "output")):
+        assert [(t["name"], f"TYPE_{t['datatype']}", t["shape"], t.get("optional")) for t in metadata[ours]] == [
+            (t["name"], t["data_type"], t["dims"], t.get("optional")) for t in config[theirs]
+        ]
+    assert client.get("/v2/models/fake/versions/2/config").status_code == 404
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_what_kserves_client_sends_is_understood(client: TestClient, binary: bool) -> None:
+    """Requests as `kserve` 0.21 was seen to send them with `InferenceRESTClient`, protocol v2, both ways."""
+    images = pixels(3, 2)
+    tensor: dict[str, Any] = {"name": "images", "shape": list(images.shape), "datatype": "UINT8"}
+    head = {"id": "48ec85a6-ec50-43f4-a96c-cbb79c590907", "model_name": "fake", "parameters": {"threshold": 0.5}}
+    if binary:
+        tensor["parameters"] = {"binary_data_size": images.nbytes}
+        wanted = [{"name": "logits", "parameters": {"binary_data": True}}]
+        text = json.dumps({**head, "inputs": [tensor], "outputs": wanted}, separators=(",", ":")).encode()
+        headers = {LENGTH.lower(): str(len(text)), "content-type": "application/octet-stream"}
+        response = client.post(URL, content=text + images.tobytes(), headers=headers)
+    else:
+        tensor["data"] = images.ravel().tolist()
+        response = client.post(URL, json={**head, "inputs": [tensor]})
+    assert outputs(response)["logits"].argmax(axis=1).tolist() == [3, 2]
+    text = response.content[: int(response.headers[LENGTH])] if binary else response.content
+    assert json.loads(text)["id"] == head["id"]
+
+
 def triton_inputs(images: NDArray[np.uint8], threshold: NDArray[np.float32] | None, binary: bool) -> list[Any]:
     inputs = []
     for name, datatype, array in (("images", "UINT8", images), ("threshold", "FP32", threshold)):
@@ -444,8 +476,9 @@ async def test_tritonclient_works_unchanged() -> None:
             assert triton.is_model_ready("fake")
             assert triton.is_model_ready("fake", "1.0.0")
             assert not triton.is_model_ready("other")
-            assert triton.get_server_metadata()["extensions"] == ["binary_tensor_data"]
+            assert triton.get_server_metadata()["extensions"] == EXTENSIONS
             assert triton.get_model_metadata("fake")["outputs"][1]["name"] == "kept"
+            assert triton.get_model_config("fake", "1.0.0") == triton.get_model_config("fake")
             threshold = np.array([0, 0.5], np.float32)
             for binary in (True, False):
                 inputs = triton_inputs(pixels(3, 2), threshold, binary)
