@@ -1,7 +1,7 @@
 # Two commands for users: `make serve`, `make test`. Every target makes .venv and installs what it needs, and only that.
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test screenshot lint format bench loadtest export train evaluate soak clean
+.PHONY: help serve test screenshot lint format bench loadtest export train evaluate soak image image-test k8s-test clean
 SHELL := /bin/bash
 
 PYTHON ?= python3
@@ -16,11 +16,14 @@ DATA ?= uoft-cs/cifar100
 INIT ?= $(BUNDLE)
 # For `make train`: the input sizes to measure and to serve, px, the full one first.
 SIZES ?= 112,98,84,70,56
+# For `make image`: its name, and what it is for: cpu, gpu or loadtest.
+IMAGE ?= skipvit
+TARGET ?= cpu
 # For `make export`: what becomes the bundle; a new one (CHECKPOINT=runs/joint) needs ORIGIN="where its weights are from".
 CHECKPOINT ?= $(BUNDLE)
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 serve: $(VENV)/.service-cpu ## serve the bundled model on http://127.0.0.1:$PORT (8000); installs no torch
 	SKIPVIT_PORT=$(PORT) exec $(BIN)/python -m service
@@ -36,7 +39,7 @@ screenshot: $(VENV)/.dev ## take the README's picture of the web page anew; need
 lint: $(VENV)/.dev ## check style, types and who imports whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy models export service loadtest tests
+	$(BIN)/mypy models export service loadtest tests k8s
 	$(BIN)/lint-imports
 
 format: $(VENV)/.dev ## rewrite the code in the house's format
@@ -69,6 +72,17 @@ evaluate: $(VENV)/.export ## print the bundle's table, as it is served, on the t
 soak: $(VENV)/.dev ## serve mixed traffic for ten minutes; print drift of memory and p99, fail on any wrong answer
 	$(BIN)/python -m tests.soak
 
+image: ## build the container image $IMAGE (skipvit) for $TARGET: cpu, gpu or loadtest; with Docker or buildah
+	$(PYTHON) k8s/build.py --target $(TARGET) --tag $(IMAGE)
+
+image-test: $(VENV)/.dev ## build the images and run them as confined as the pods are; minutes, installs a builder (apt)
+	k8s/tools.sh image
+	SKIPVIT_TEST_REQUIRE_TOOLS=1 $(BIN)/python -m pytest -s tests/k8s/check_image.py
+
+k8s-test: $(VENV)/.dev $(VENV)/checkov/bin/checkov ## roll pods over under load, ask a Prometheus, lint policies; minutes, installs what it needs (apt)
+	k8s/tools.sh cluster
+	SKIPVIT_TEST_REQUIRE_TOOLS=1 $(BIN)/python -m pytest -s tests/k8s tests/k8s/check_policy.py tests/k8s/check_rolling_restart.py
+
 clean: ## delete .venv and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info
 
@@ -81,3 +95,8 @@ $(VENV)/.%: pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
 	@touch $(addprefix $(VENV)/.,$* $(HOLDS_$*))
 .PRECIOUS: $(VENV)/.%
+
+# Beside the rest: it pins the versions of hundreds of packages.
+$(VENV)/checkov/bin/checkov:
+	$(PYTHON) -m venv $(VENV)/checkov
+	$(VENV)/checkov/bin/python -m pip install --quiet --disable-pip-version-check 'checkov>=3.2'

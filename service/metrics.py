@@ -5,6 +5,7 @@ Labels are bounded: a model's name, an outcome, a layer, a reason. Never a thres
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, ProcessCollector, generate_latest
@@ -87,6 +88,8 @@ class Metrics:
         self._info.labels(name, manifest.version, manifest.architecture, manifest.attention).set(1)
         for outcome in OUTCOMES:
             self._requests.labels(name, outcome)
+        self._agreement.labels(name).set(math.nan)  # until the guard has judged: below no threshold, above none
+        self._cache_bytes.labels(name)
         self._degraded.labels(name)
         for agreed in ("true", "false"):
             self._samples.labels(name, agreed)

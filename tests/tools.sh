@@ -20,3 +20,4 @@ install_if_missing() {
 }
 
 install_if_missing chromium chromium fonts-dejavu-core
+install_if_missing promtool prometheus

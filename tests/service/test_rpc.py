@@ -24,6 +24,7 @@ from starlette.testclient import TestClient
 from starlette.types import Receive, Scope, Send
 from tritonclient.grpc import service_pb2 as triton_messages
 
+from service.api_keys import make_key
 from service.app import create_app
 from service.errors import SettingsError
 from service.rpc import check_extra
@@ -285,7 +286,7 @@ async def test_a_full_queue_says_when_to_come_back() -> None:
             pass
         error = await failure(infer(request(pixels(2, 3))))
         assert error.code() == Code.RESOURCE_EXHAUSTED
-        assert "wait already" in (error.details() or "")
+        assert "the queue is full" in (error.details() or "")
         trailing = dict(error.trailing_metadata())
         assert trailing["retry-after"] == "1"
         assert trailing["grpc-retry-pushback-ms"] == "1000"
@@ -425,7 +426,7 @@ async def test_on_shutdown_what_was_accepted_is_finished_and_no_more_is_taken() 
 
 
 async def test_on_shutdown_a_hung_engine_is_given_up_and_callers_are_told() -> None:
-    engine = FakeEngine()
+    engine = FakeEngine(deaf=True)
     async with rpc_server(engine, drain_timeout_s=0.2) as live, channel(live) as open_channel:
         engine.hold()
         hung = asyncio.ensure_future(rpc(open_channel, "ModelInfer")(request(pixels(1))))
@@ -538,3 +539,13 @@ async def test_a_port_that_is_taken_is_refused() -> None:
 
         with pytest.raises(SettingsError, match=f"SKIPVIT_GRPC_PORT={grpc_port(live)}: "):
             await asyncio.to_thread(start)
+
+
+async def test_api_keys_hold_for_rpcs_too() -> None:
+    key, line = make_key("alice")
+    async with rpc_server(FakeEngine(), api_keys=line) as live, channel(live) as open_channel:
+        infer = rpc(open_channel, "ModelInfer")
+        error = await failure(infer(request(pixels(1))))
+        assert error.code() == Code.UNAUTHENTICATED
+        for shown in (("x-api-key", key), ("authorization", f"Bearer {key}")):
+            assert (await infer(request(pixels(1)), metadata=(shown,))).model_name == "fake"
