@@ -22,7 +22,7 @@ from tests.images import plain
 
 @contextmanager
 def served(**changes: Any) -> Iterator[tuple[TestClient, Callable[[], list[str]]]]:
-    """A client of an application with these settings, and what was logged so far, by line."""
+    """A client of an application with these settings, and what was logged since its start, by line."""
     settings = Settings(**changes)
     stream = io.StringIO()
     config = logging_config(settings.log_format)
@@ -30,7 +30,8 @@ def served(**changes: Any) -> Iterator[tuple[TestClient, Callable[[], list[str]]
     logging.config.dictConfig(config)
     app = create_app(settings, bundle=fake_bundle(), engine=FakeEngine(poison=frozenset({66})))
     with TestClient(app) as client:
-        yield client, lambda: stream.getvalue().splitlines()
+        begun = len(stream.getvalue().splitlines())
+        yield client, lambda: stream.getvalue().splitlines()[begun:]
 
 
 def objects(lines: list[str], logger: str = "skipvit.access") -> list[dict[str, Any]]:
