@@ -2,8 +2,9 @@
 
 A proportional-integral controller on queue delay, clocked from outside. The queue integrates the difference between
 offered and finished work, so the loop is of second order, with damping `_GAIN / 2 * sqrt(g / (_INTEGRAL * target_s))`,
-where g, the work that a whole level saves each second, is about the offered load in engines: 1 or more whenever there
-is an overload to control, at targets of up to 0.3 s. It settles without an oscillation of its own. Between half the
+where g, the work that a whole level saves each second, is about the offered load in engines. It settles without an
+oscillation of its own, which the simulations in its tests show. The delay is smoothed, because work leaves the queue in
+batches; the level moves in steps, because requests of one level share an input size, and so a batch. Between half the
 target and the target nothing changes (hysteresis). The level is 0 (spend what was asked) to 1 (spend the operator's
 minimum); the quality guard may lower the highest level.
 
@@ -13,6 +14,11 @@ Overload control by delay follows CoDel (Nichols and Jacobson, 2012); spending l
 
 from __future__ import annotations
 
+import math
+
+_SMOOTHING_S = 0.5  # time constant of the moving average of the delay
+_STEPS = 4  # from level 0 to 1
+_STEP_HYSTERESIS = 0.75  # of a step, that must be wished for before one is taken
 _GAIN = 0.25  # level for each target's length of delay above the target
 _INTEGRAL = 0.05  # level a second for each target's length
 _RELEASE = 0.25  # level a second while the delay is below half the target
@@ -28,15 +34,16 @@ class Controller:
         """`target_s`: queue delay that is fine. `enabled`: the operator's off switch; False keeps the level at 0."""
         self._target_s = target_s
         self._enabled = enabled
+        self._delay_s = 0.0
         self._integral = 0.0
-        self._proportional = 0.0
+        self._level = 0.0
         self._ceiling = 1.0
         self._observed_s: float | None = None
 
     @property
     def level(self) -> float:
         """How far spending is lowered: 0 not at all, 1 to the minimum."""
-        return min(self._ceiling, self._integral + self._proportional)
+        return min(self._ceiling, self._level)
 
     @property
     def ceiling(self) -> float:
@@ -49,15 +56,16 @@ class Controller:
         self._observed_s = now_s
         if not self._enabled:
             return
-        error = min(delay_s / self._target_s - 1.0, _MAX_ERROR)
+        self._delay_s += (1.0 - math.exp(-elapsed_s / _SMOOTHING_S)) * (delay_s - self._delay_s)
+        error = min(self._delay_s / self._target_s - 1.0, _MAX_ERROR)
         if error > 0:
-            self._proportional = _GAIN * error
             self._integral += _INTEGRAL * error * min(elapsed_s, _MAX_STEP_S)
-        else:
-            self._proportional = 0.0
-            if delay_s < self._target_s / 2:
-                self._integral -= _RELEASE * elapsed_s
+        elif self._delay_s < self._target_s / 2:
+            self._integral -= _RELEASE * elapsed_s
         self._integral = min(max(self._integral, 0.0), self._ceiling)
+        wish = min(self._ceiling, self._integral + _GAIN * max(0.0, error))
+        if abs(wish - self._level) > _STEP_HYSTERESIS / _STEPS:
+            self._level = round(wish * _STEPS) / _STEPS
 
     def judge(self, agreement_is_fine: bool) -> None:
         """The quality guard's verdict: tighten the highest level, or loosen it again slowly."""

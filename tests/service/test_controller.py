@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 
@@ -49,10 +50,11 @@ def test_a_step_above_capacity_is_held_near_the_target(load: float) -> None:
 
 @pytest.mark.parametrize("load", [1.2, 2.0])
 def test_it_has_no_oscillation_of_its_own(load: float) -> None:
+    """What is needed lies between two steps, so it goes to and fro between these two, slowly, and no further."""
     _, levels = after(simulate(lambda now: load, until_s=80), 40)
-    window = round(BATCH_S / 0.01) * 4
-    means = [sum(levels[start : start + window]) / window for start in range(0, len(levels) - window, window)]
-    assert max(means) - min(means) < 0.1
+    assert max(levels) - min(levels) <= 0.25
+    changes = sum(before != level for before, level in pairwise(levels))
+    assert changes <= 40 / 2
 
 
 def test_a_ramp_up_and_down_ends_where_it_began() -> None:
@@ -89,10 +91,11 @@ def test_between_half_the_target_and_the_target_nothing_changes() -> None:
     controller = Controller(target_s=TARGET_S)
     for now in range(40):
         controller.observe(now * 0.1, 2 * TARGET_S)
-    controller.observe(4.0, 0.75 * TARGET_S)
+    for now in range(20):  # until the smoothed delay is there, too
+        controller.observe(4.0 + now * 0.1, 0.75 * TARGET_S)
     level = controller.level
     for now in range(100):
-        controller.observe(4.0 + now, 0.75 * TARGET_S)
+        controller.observe(6.0 + now, 0.75 * TARGET_S)
     assert controller.level == level > 0
 
 
@@ -114,7 +117,8 @@ def test_the_guard_bounds_the_level_and_lets_go_slowly() -> None:
     controller.judge(agreement_is_fine=False)
     for now in range(1000):
         controller.observe(now * 0.1, 100.0)
-    assert controller.level == controller.ceiling == pytest.approx(0.6)
+    assert controller.ceiling == pytest.approx(0.6)
+    assert 0.4 < controller.level <= controller.ceiling
     for _ in range(100):
         controller.judge(agreement_is_fine=True)
     assert controller.ceiling == 1
