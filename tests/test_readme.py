@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -165,3 +166,23 @@ def test_the_table_is_what_was_measured() -> None:
         assert float(top1) == pytest.approx(100 * row["top1"], abs=0.0051)
         for batch_size, speedup in zip((1, 8, 32), speedups, strict=True):
             assert float(speedup) == pytest.approx(speed[*point, batch_size]["speedup"], abs=0.0051)
+
+
+def test_the_load_table_is_what_was_measured() -> None:
+    sweep = json.loads((ROOT / "loadtest" / "results" / "sweep" / "results.json").read_text())
+    cells = {(cell["rate_rps"], cell["adaptive"]): cell["summary"] for cell in sweep["cells"] if is_balanced(cell)}
+    shown = re.findall(r"^\| ([\d.]+) \| (fixed|adaptive) \| ([\d.]+) % \| ([\d.]+) s \| ([\d.]+) % \|$", README, re.M)
+    assert len(shown) >= 4
+    for rate, compute, answered, p99_s, top1 in shown:
+        (found,) = (
+            summary
+            for (rate_rps, adaptive), summary in cells.items()
+            if abs(rate_rps - float(rate)) < 0.051 and adaptive == (compute == "adaptive")
+        )
+        assert float(answered) == pytest.approx(100 * (1 - found["refused_ratio"]), abs=0.051)
+        assert float(p99_s) == pytest.approx(found["latency_s"]["p99"], abs=0.0051)
+        assert float(top1) == pytest.approx(100 * found["top1"]["value"], abs=0.051)
+
+
+def is_balanced(cell: dict[str, Any]) -> bool:
+    return bool(cell["query"] == "preset=balanced" and cell["kind"] == "steady")
