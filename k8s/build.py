@@ -18,7 +18,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 STAND_IN = "localhost/skipvit-python-stand-in:bookworm"
-DEBIAN = "http://deb.debian.org/debian"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -89,7 +88,7 @@ def make_stand_in() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "root"
         packages = "--include=python3,python3-pip,ca-certificates"
-        command = ["debootstrap", "--variant=minbase", packages, "bookworm", str(root), debian_mirror()]
+        command = ["debootstrap", "--variant=minbase", packages, "bookworm", str(root), *debian_mirror()]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         for name in ("python3", "python"):
             (root / "usr/local/bin" / name).symlink_to("/usr/bin/python3")
@@ -101,11 +100,11 @@ def make_stand_in() -> None:
         subprocess.run(["podman", "import", "--quiet", str(tar), STAND_IN], env=storage(), check=True)
 
 
-def debian_mirror() -> str:
-    """Where this machine's apt gets bookworm from; Debian's own mirror where it is another distribution."""
+def debian_mirror() -> list[str]:
+    """Where this machine's apt gets bookworm from; nothing, so debootstrap's default, on another distribution."""
     command = ["apt-get", "indextargets", "--format", "$(REPO_URI) $(CODENAME) $(COMPONENT)", "Identifier: Packages"]
     listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
-    return next((line.split()[0] for line in listed if line.split()[1:] == ["bookworm", "main"]), DEBIAN)
+    return [line.split()[0] for line in listed if line.split()[1:] == ["bookworm", "main"]][:1]
 
 
 def pip_volumes(folder: Path) -> list[str]:
