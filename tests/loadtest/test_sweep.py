@@ -16,6 +16,7 @@ from PIL import Image
 from loadtest import check, plots
 from loadtest.check import ratios, regressions
 from loadtest.grid import Cell, Rate, Spec, cells, parse_rate, seconds_each
+from loadtest.run import Outcome, run
 from loadtest.sweep import main
 from tests.loadtest.servers import Request, Server, answer, good, label_of, serving
 
@@ -124,6 +125,27 @@ def test_a_stopped_sweep_goes_on_where_it_was(images: Path, tmp_path: Path) -> N
     with serving(Server(good)) as server:  # complete: the next one is a new measurement
         sweep(server, images, tmp_path, *SMALL)
         assert server.requests[0].query["threshold"] == "0"
+
+
+def test_a_run_whose_generator_was_late_is_repeated_once(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: Counter[str] = Counter()
+
+    def late_at_first(*args: Any, label: str, **options: Any) -> Outcome:
+        outcome = run(*args, label=label, **options)
+        runs[label] += 1
+        always = label == "steady_threshold-0.5_60"
+        outcome.summary["lag"] |= {"ratio": 0.02, "valid": runs[label] > 1 and not always}
+        return outcome
+
+    monkeypatch.setattr("loadtest.sweep.run", late_at_first)
+    with serving(Server(good)) as server:
+        _, result = sweep(server, images, tmp_path, *SMALL)
+    assert set(runs.values()) == {2}
+    assert all(row["repeated"] for row in result["cells"])
+    found = {row["name"]: row["summary"]["lag"]["valid"] for row in result["cells"]}
+    assert [name for name, valid in found.items() if not valid] == ["steady_threshold-0.5_60"]
 
 
 def test_a_service_of_its_own_is_started_twice_and_stopped(images: Path, tmp_path: Path) -> None:
