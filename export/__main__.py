@@ -7,6 +7,8 @@
 The checkpoint folder must hold what `models.train` and `models.evaluate` wrote: train.json, evaluation.json (test
 images) and calibration.json (held-out ones); the input sizes of calibration.json are those that the bundle serves.
 IMAGES are a few real ones, in an image folder, to prove parity on; a bundle's own samples by default.
+With --calibrate there are int8 graphs too, their ranges observed on DATA's held-out training images; a bundle that has
+them is written anew with them. `python -m export.precision` then measures what int8 costs.
 Exits 1 when parity doesn't hold, 2 for input that can't be used. The last line of the output is one JSON object.
 """
 
@@ -17,13 +19,13 @@ import json
 import sys
 from pathlib import Path
 
-from export.bundle import image_array, read_source, write_bundle
-from export.parity import Parity, compare, torchscript_infer
+from export.bundle import read_source, write_bundle
+from export.parity import Parity, compare, image_array, torchscript_infer
 from export.to_onnx import ExportError
 from export.to_torchscript import to_torchscript
 from models import checkpoint
 from models.checkpoint import CheckpointError
-from models.data import DataError, LabelledImages, load_images
+from models.data import DataError, LabelledImages, load_images, split_holdout
 from models.pruned_vit import UnsupportedModel
 from service.artifact import Origin
 
@@ -41,6 +43,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--images", help=f"image folder for parity; default: CHECKPOINT/{SAMPLES}")
     parser.add_argument("--origin", help="where the weights come from; default: as in the checkpoint's own manifest")
     parser.add_argument("--licence", default="Apache-2.0", help="of the weights")
+    parser.add_argument("--calibrate", metavar="DATA", help="training images of which the held-out ones calibrate int8")
+    parser.add_argument("--holdout-ratio", type=float, default=0.05, help="as the training had it (%(default)s)")
     return parser.parse_args(argv)
 
 
@@ -65,7 +69,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def _bundle(options: argparse.Namespace, images: LabelledImages) -> dict[str, Parity]:
     origin = Origin(licence=options.licence, weights=options.origin) if options.origin else None
-    return write_bundle(read_source(options.checkpoint, origin), options.out, images)
+    unseen = None
+    if options.calibrate:
+        unseen = split_holdout(load_images(options.calibrate, "train", 1), options.holdout_ratio)[1]
+    return write_bundle(read_source(options.checkpoint, origin), options.out, images, unseen)
 
 
 def _torchscript(options: argparse.Namespace, images: LabelledImages) -> dict[str, Parity]:

@@ -2,11 +2,12 @@
 
     python -m export.benchmark --bundle models/zoo/cifar100-vits14
 
-Dense is the same weights at the full input size without gates, exported the same way. Its rivals are the bundle's
-presets, its input sizes with nothing skipped, and rising thresholds at the full size. Runs are interleaved (dense, then
-each pair, round after round) on real images, and compared by their medians in the one run. For each batch size and
-pair: images a second, MACs against dense, the speed-up, the ideal one (dense MACs / sparse MACs) and how much of it
-was realised. A few minutes; the last line of the output is one JSON object.
+Dense is the same weights at the full input size without gates, exported the same way. Its rivals are timm's own forward
+in torch, and in each precision the bundle's presets, its input sizes with nothing skipped, and rising thresholds at the
+full size. Runs are interleaved (dense, then each rival, round after round) on real images, and compared by their
+medians in the one run. For each batch size and rival: images a second, MACs against dense, the speed-up, the ideal one
+(dense MACs / its MACs), how much of it was realised, and its GFLOP/s against the best product of the model's shapes.
+Minutes; the last line of the output is one JSON object.
 """
 
 from __future__ import annotations
@@ -23,38 +24,46 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+import torch
 from numpy.typing import NDArray
+from onnx import TensorProto, helper
 from tqdm import tqdm
 
-from export.bundle import image_array
 from export.graph import INPUTS, DenseViT, example_inputs
-from export.to_onnx import ExportError, save, to_onnx
+from export.parity import image_array
+from export.to_onnx import OPSET, ExportError, save, to_onnx
 from models import checkpoint
 from models.checkpoint import WEIGHTS, CheckpointError
 from models.data import DataError, load_images
+from models.preprocessing import normalise
+from models.pruned_vit import PrunedViT
 from service.artifact import Bundle, load_bundle
 from service.cpu import usable_cpus
-from service.engine import OnnxEngine
+from service.engine import OnnxEngine, Precision
 from service.errors import ServiceError
 from service.macs import used_macs
 
 THRESHOLDS = (0.15, 0.25, 0.4, 0.6, 0.7)
+TIMM = "timm"
 Point = tuple[int, float]  # input size in px, threshold
 
 
 @dataclass(frozen=True)
 class Row:
-    """One batch size and point; the medians of interleaved runs."""
+    """One batch size and contender; the medians of interleaved runs."""
 
     batch_size: int
+    precision: str  # of the served graphs; `timm` is timm's own forward in torch, float32, eager
     size_px: int
     threshold: float
-    macs_ratio: float  # sparse / dense, mean over the images timed
+    macs_ratio: float  # contender / dense, mean over the images timed
     dense_images_s: float
     images_s: float
-    speedup: float  # dense time / sparse time, median over turns
-    ideal: float  # dense MACs / sparse MACs
+    speedup: float  # dense time / its time, median over turns
+    ideal: float  # dense MACs / its MACs
     realised: float  # speedup / ideal
+    gflops: float  # GFLOP/s of the MACs counted, 2 FLOPs each
+    of_best_gemm: float  # the same over the best rate that a plain float32 product of the model's shapes reached
 
 
 def write_dense(bundle: Bundle, folder: Path) -> Path:
@@ -76,6 +85,7 @@ def dense_session(bundle: Bundle, threads: int) -> ort.InferenceSession:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.enable_mem_pattern = False
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         return ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
 
@@ -86,54 +96,130 @@ def points_of(bundle: Bundle) -> tuple[Point, ...]:
     return tuple(dict.fromkeys(presets + sizes + [(bundle.manifest.full.size_px, level) for level in THRESHOLDS]))
 
 
+Contender = tuple[str, int, float]  # precision, input size in px, threshold
+
+
+class Rivals:
+    """Everything that is timed: the dense graph, the served graphs in each precision, timm's own forward."""
+
+    def __init__(self, bundle: Bundle, images: dict[int, NDArray[np.uint8]], precisions: tuple[Precision, ...]) -> None:
+        threads = usable_cpus()
+        torch.set_num_threads(threads)
+        self._manifest, self._images = bundle.manifest, images
+        self._engines = {name: OnnxEngine(bundle, threads=threads, precision=name) for name in precisions}
+        self._dense = dense_session(bundle, threads)
+        self._model = checkpoint.load(bundle.path)
+
+    def run(self, contender: Contender | None, turn: int, batch_size: int) -> tuple[float, float]:
+        """Seconds of one run (None: of the dense graph) and the MACs of an image, mean over the batch."""
+        precision, size_px, threshold = contender or ("", self._manifest.full.size_px, 0.0)
+        chosen = np.arange(turn * batch_size, (turn + 1) * batch_size) % len(self._images[size_px])
+        batch, limit = self._images[size_px][chosen], np.full(batch_size, threshold, np.float32)
+        macs = float(self._manifest.full.dense_macs)
+        for _ in range(2):  # the second one counts: caches are then as they would be under load
+            start = time.perf_counter()
+            if contender is None:
+                self._dense.run(None, {"images": batch})
+            elif precision == TIMM:
+                self._eager(batch)
+            else:
+                kept = self._engines[precision].infer(batch, limit).kept  # type: ignore[index]
+            taken_s = time.perf_counter() - start
+        if precision == TIMM:
+            macs = float(self._manifest.full.timm_forward_macs)
+        elif contender:
+            macs = float(used_macs(self._manifest.graph(size_px), kept.sum(-1)).mean())
+        return taken_s, macs
+
+    @torch.inference_mode()
+    def _eager(self, batch: NDArray[np.uint8]) -> None:
+        config = self._model.config
+        self._model.vit(normalise(torch.from_numpy(batch), config.mean, config.std))
+
+
 def measure(
     bundle: Bundle,
     images: dict[int, NDArray[np.uint8]],
     batch_sizes: tuple[int, ...],
     points: tuple[Point, ...],
     seconds: float,
+    precisions: tuple[Precision, ...] = ("float32",),
 ) -> list[Row]:
-    """Time every pair of batch size and point for about `seconds`, dense interleaved; images by their size."""
-    threads, full = usable_cpus(), bundle.manifest.full
-    engine, dense = OnnxEngine(bundle, threads=threads), dense_session(bundle, threads)
+    """Time every contender at every batch size for about `seconds`, dense interleaved; images by their size."""
+    rivals, full = Rivals(bundle, images, precisions), bundle.manifest.full
+    contenders: list[Contender] = [(TIMM, full.size_px, 0.0)]
+    contenders += [(precision, *point) for precision in precisions for point in points]
+    best_gemm = gemm_gflops(checkpoint.load(bundle.path), usable_cpus())
     rows = []
     for batch_size in tqdm(batch_sizes, desc="batch sizes"):
-        times: dict[Point | None, list[float]] = {key: [] for key in (None, *points)}
-        macs: dict[Point, list[float]] = {point: [] for point in points}
+        times: dict[Contender | None, list[float]] = {key: [] for key in (None, *contenders)}
+        macs: dict[Contender | None, list[float]] = {key: [] for key in times}
         end = time.perf_counter() + seconds * len(times)
         for turn in range(10_000):
             for key in times:
-                size_px, threshold = key or (full.size_px, 0.0)
-                limit = np.full(batch_size, threshold, np.float32)
-                chosen = np.arange(turn * batch_size, (turn + 1) * batch_size) % len(images[size_px])
-                batch = images[size_px][chosen]
-                # Twice, the second time timed: the other session's threads still spin while the first one runs.
-                for _ in range(2):
-                    start = time.perf_counter()
-                    out = dense.run(None, {"images": batch}) if key is None else engine.infer(batch, limit)
-                    taken = time.perf_counter() - start
-                times[key].append(taken)
-                if key is not None:
-                    macs[key].append(float(used_macs(bundle.manifest.graph(size_px), out[1].sum(-1)).mean()))
+                taken_s, spent = rivals.run(key, turn, batch_size)
+                times[key].append(taken_s)
+                macs[key].append(spent)
             if turn >= 5 and time.perf_counter() > end:
                 break
-        rows += [_row(batch_size, point, times, float(np.mean(macs[point])) / full.dense_macs) for point in points]
+        for key in contenders:
+            rows.append(_row(batch_size, key, times, float(np.mean(macs[key])), full.dense_macs, best_gemm))
     return rows
 
 
-def _row(batch_size: int, point: Point, times: dict[Point | None, list[float]], ratio: float) -> Row:
-    dense_s, sparse_s = float(np.median(times[None])), float(np.median(times[point]))
-    speedup = float(np.median(np.array(times[None]) / np.array(times[point])))  # turn by turn: the machine drifts
+def gemm_gflops(model: PrunedViT, threads: int) -> float:
+    """The best rate of a plain float32 product at the model's shapes, in ONNX Runtime, over numbers of rows."""
+    width, hidden = model.vit.embed_dim, model.vit.blocks[0].mlp.fc1.out_features
+    rng = np.random.default_rng(0)
+    best = 0.0
+    for inner, outer in ((width, hidden), (hidden, width), (width, 3 * width)):
+        weight = helper.make_tensor(
+            "w", TensorProto.FLOAT, (inner, outer), rng.standard_normal(inner * outer).astype(np.float32)
+        )
+        shapes = [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", dim])
+            for name, dim in (("x", inner), ("y", outer))
+        ]
+        graph = helper.make_graph(
+            [helper.make_node("MatMul", ["x", "w"], ["y"])], "g", shapes[:1], shapes[1:], [weight]
+        )
+        product = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        session = ort.InferenceSession(product.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        for rows in (64, 256, 1024):
+            x = rng.standard_normal((rows, inner)).astype(np.float32)
+            for _ in range(20):
+                start = time.perf_counter()
+                session.run(None, {"x": x})
+                best = max(best, 2e-9 * rows * inner * outer / (time.perf_counter() - start))
+    return best
+
+
+def _row(
+    batch_size: int,
+    contender: Contender,
+    times: dict[Contender | None, list[float]],
+    macs: float,
+    dense_macs: int,
+    best_gemm: float,
+) -> Row:
+    dense_s, taken_s, ratio = float(np.median(times[None])), float(np.median(times[contender])), macs / dense_macs
+    speedup = float(np.median(np.array(times[None]) / np.array(times[contender])))  # turn by turn: the machine drifts
+    gflops = 2e-9 * macs * batch_size / taken_s
     return Row(
         batch_size=batch_size,
-        size_px=point[0],
-        threshold=point[1],
+        precision=contender[0],
+        size_px=contender[1],
+        threshold=contender[2],
         macs_ratio=round(ratio, 4),
         dense_images_s=round(batch_size / dense_s, 2),
-        images_s=round(batch_size / sparse_s, 2),
+        images_s=round(batch_size / taken_s, 2),
         speedup=round(speedup, 3),
         ideal=round(1 / ratio, 3),
         realised=round(speedup * ratio, 3),
+        gflops=round(gflops, 1),
+        of_best_gemm=round(gflops / best_gemm, 3),
     )
 
 
@@ -149,11 +235,12 @@ def machine() -> dict[str, Any]:
 
 def table(rows: list[Row]) -> str:
     """The rows for a person."""
-    lines = ["batch   px threshold    MACs dense img/s    img/s speed-up  ideal realised"]
+    lines = ["batch graphs    px threshold    MACs dense img/s    img/s speed-up  ideal realised GFLOP/s of best GEMM"]
     for row in rows:
         lines.append(
-            f"{row.batch_size:5d} {row.size_px:4d} {row.threshold:9.2f} {100 * row.macs_ratio:6.1f}% "
-            f"{row.dense_images_s:11.1f} {row.images_s:8.1f} {row.speedup:8.2f} {row.ideal:6.2f} {row.realised:8.2f}"
+            f"{row.batch_size:5d} {row.precision:8s} {row.size_px:4d} {row.threshold:9.2f} "
+            f"{100 * row.macs_ratio:6.1f}% {row.dense_images_s:11.1f} {row.images_s:8.1f} {row.speedup:8.2f} "
+            f"{row.ideal:6.2f} {row.realised:8.2f} {row.gflops:7.0f} {row.of_best_gemm:12.2f}"
         )
     return "\n".join(lines)
 
@@ -183,7 +270,9 @@ def main(argv: list[str] | None = None) -> int:
             points = tuple((int(size), float(threshold)) for size, threshold in pairs)
             if unknown := sorted({size for size, _ in points} - set(images)):
                 raise ValueError(f"{bundle.manifest.name} has no input size {unknown[0]} px")
-        rows = measure(bundle, images, batch_sizes, points, options.seconds)
+        has_int8 = all(graph.int8_file for graph in bundle.manifest.graphs)
+        precisions: tuple[Precision, ...] = ("float32", "int8") if has_int8 else ("float32",)
+        rows = measure(bundle, images, batch_sizes, points, options.seconds, precisions)
     except (ServiceError, CheckpointError, DataError, ExportError, ValueError) as error:
         print(f"export.benchmark: {error}", file=sys.stderr)
         return 2

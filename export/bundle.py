@@ -10,14 +10,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 
 from export.calibrate import calibration_points, choose_presets, dense_row
 from export.graph import INPUTS, OUTPUTS, ServedViT, example_inputs
+from export.int8 import RANGES, check_int8, int8_file, observe_all, write_int8
 from export.model_card import render
-from export.parity import Parity, compare, onnx_infer
+from export.parity import Parity, compare, image_array, onnx_infer
 from export.to_onnx import ExportError, save, to_onnx
 from models import checkpoint
 from models.checkpoint import at_size
@@ -30,6 +29,7 @@ from service.artifact import (
     Evaluation,
     FileDigest,
     Graph,
+    Int8Point,
     LayerMacs,
     Manifest,
     Origin,
@@ -44,6 +44,7 @@ CALIBRATION = "calibration.json"
 TRAINING = "train.json"
 PARITY = "parity.json"
 RESULTS = "results.json"  # of `models.results`; it and the pictures may be missing
+INT8 = "int8-evaluation.json"  # of `export.precision`; it may be missing
 FIGURES = "figures"
 CARD = "README.md"
 
@@ -59,6 +60,8 @@ class Source:
     training: dict[str, Any]  # `models.train`'s summary
     origin: Origin
     results: dict[str, Any] | None = None  # `models.results`: this checkpoint against its rivals
+    ranges: dict[str, Any] | None = None  # of `export.int8`; without them, nor unseen images, there are no int8 graphs
+    int8: dict[str, Any] | None = None  # `export.precision`: int8 beside float32
 
     @property
     def sizes_px(self) -> tuple[int, ...]:
@@ -85,17 +88,27 @@ def read_source(folder: Path, origin: Origin | None) -> Source:
     full_px = model.config.image_size_px
     for measured in (evaluation, calibration):
         dense_row(measured["rows"], full_px)
-    results = _measured(folder / RESULTS, "") if (folder / RESULTS).exists() else None
+    results, ranges, int8 = (
+        _measured(folder / name, "") if (folder / name).exists() else None for name in (RESULTS, RANGES, INT8)
+    )
     if results and not _same_model(results, evaluation, full_px):
         raise ExportError(f"{folder / RESULTS} is of another model than {EVALUATION}: `python -m models.results` anew")
-    source = Source(folder, model, evaluation, calibration, training, origin, results)
+    source = Source(folder, model, evaluation, calibration, training, origin, results, ranges, int8)
     if source.sizes_px[0] > full_px:
         raise ExportError(f"{folder / CALIBRATION} has sizes above the model's own {full_px} px: measure smaller ones")
     return source
 
 
-def write_bundle(source: Source, out: Path, images: LabelledImages) -> dict[str, Parity]:
+def write_bundle(
+    source: Source, out: Path, images: LabelledImages, unseen: LabelledImages | None = None
+) -> dict[str, Parity]:
     """Write the bundle `out` and return each graph's parity; an existing bundle is replaced only when parity holds.
+
+    Args:
+        source: what to write.
+        out: the bundle's folder.
+        images: a few real ones, to prove parity on.
+        unseen: held-out training images, to observe activations on; None takes what was observed before, if anything.
 
     Raises:
         ExportError: a graph can't be written, or parity doesn't hold.
@@ -104,18 +117,17 @@ def write_bundle(source: Source, out: Path, images: LabelledImages) -> dict[str,
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as scratch:
         folder = Path(scratch) / out.name
         folder.mkdir()
-        for name in (checkpoint.WEIGHTS, checkpoint.CONFIG, EVALUATION, CALIBRATION, TRAINING):
-            shutil.copyfile(source.folder / name, folder / name)
-        if source.results:
-            shutil.copyfile(source.folder / RESULTS, folder / RESULTS)
-        if (source.folder / FIGURES).is_dir():  # with no digest: the manifest knows plain file names alone
-            shutil.copytree(source.folder / FIGURES, folder / FIGURES)
+        _copy_measured(source, folder)
         models = {size_px: at_size(source.model, size_px) for size_px in source.sizes_px}
         for size_px, model in models.items():
             _write_graph(model, "sparse", folder / graph_file(size_px, source))
         _write_graph(source.model, "masked", folder / MASKED)
+        files = {size_px: folder / graph_file(size_px, source) for size_px in models}
+        if unseen or source.ranges:
+            write_int8(folder, observe_all(files, unseen) if unseen else source.ranges or {})
         _write_manifest(source, models, folder)
         parities = _parities(models, folder, images)
+        check_int8(load_bundle(folder), images)
         proof = {name: parity.as_json() for name, parity in parities.items()}
         (folder / PARITY).write_text(json.dumps(proof, indent=1) + "\n")
         for name, parity in parities.items():
@@ -127,7 +139,8 @@ def write_bundle(source: Source, out: Path, images: LabelledImages) -> dict[str,
         (folder / CARD).write_text(card)
         _write_manifest(source, models, folder)
         out.mkdir(exist_ok=True)
-        (out / RESULTS).unlink(missing_ok=True)  # an older model's would be taken for this one's
+        for name in (RESULTS, RANGES, INT8):
+            (out / name).unlink(missing_ok=True)  # an older model's would be taken for this one's
         shutil.rmtree(out / FIGURES, ignore_errors=True)
         for file in sorted(folder.iterdir(), key=lambda file: file.name == MANIFEST):  # the manifest last
             file.replace(out / file.name)
@@ -139,10 +152,14 @@ def graph_file(size_px: int, source: Source) -> str:
     return "model.onnx" if size_px == source.model.config.image_size_px else f"model-{size_px}.onnx"
 
 
-def image_array(images: LabelledImages, size_px: int) -> NDArray[np.uint8]:
-    """All images as one array (n, size_px, size_px, 3)."""
-    resized = LabelledImages(images.rows, images.image_column, images.label_column, images.labels, size_px)
-    return np.stack([resized[i][0].numpy() for i in range(len(resized))])
+def _copy_measured(source: Source, folder: Path) -> None:
+    for name in (checkpoint.WEIGHTS, checkpoint.CONFIG, EVALUATION, CALIBRATION, TRAINING):
+        shutil.copyfile(source.folder / name, folder / name)
+    for name, measured in ((RESULTS, source.results), (INT8, source.int8)):
+        if measured:
+            shutil.copyfile(source.folder / name, folder / name)
+    if (source.folder / FIGURES).is_dir():  # with no digest: the manifest knows plain file names alone
+        shutil.copytree(source.folder / FIGURES, folder / FIGURES)
 
 
 def _write_graph(model: PrunedViT, execution: Literal["masked", "sparse"], file: Path) -> None:
@@ -174,6 +191,7 @@ def _write_manifest(source: Source, models: dict[int, PrunedViT], folder: Path) 
         graphs.append(
             Graph(
                 file=graph_file(size_px, source),
+                int8_file=name if (name := int8_file(graph_file(size_px, source))) in digests else None,
                 size_px=size_px,
                 patches=shape.patches,
                 dense_macs=shape.dense,
@@ -204,6 +222,7 @@ def _write_manifest(source: Source, models: dict[int, PrunedViT], folder: Path) 
             top5=dense["top5"],
             runtime=f"{source.evaluation['runtime']}, threshold 0",
         ),
+        int8=tuple(Int8Point.model_validate(row) for row in (source.int8 or {"rows": []})["rows"]),
         origin=source.origin,
         files=digests,
     )

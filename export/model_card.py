@@ -53,8 +53,9 @@ def render(
         _recipe(training),
         "## What it does",
         f"On {evaluation['images']:,} {evaluation['split']} images of {manifest.evaluation.data}, never trained or "
-        f"tuned on (`evaluation.json`; {evaluation['runtime']}). MACs with everything counted, gates and keys and "
-        f"values of idle patches too, against {full.dense_macs / 1e9:.3f} GMACs of the dense model at {full.size_px} "
+        f"tuned on (`evaluation.json`; {evaluation['runtime']}). MACs with gates and with keys and values of idle "
+        "patches (not counted: the attention products of their queries, computed and dropped), against "
+        f"{full.dense_macs / 1e9:.3f} GMACs of the dense model at {full.size_px} "
         f"px. That leaves out what nothing reads in the last layer; timm's own forward costs "
         f"{100 * (full.timm_forward_macs / full.dense_macs - 1):.1f} % more for the same logits. Measure it as "
         f"it is served with `python -m models.evaluate --bundle models/zoo/{manifest.name} --data DATA`. The frontier, "
@@ -70,6 +71,7 @@ def render(
         "The cheapest points that lose, on held-out *training* images (`calibration.json`), at most "
         + " and ".join(f"{100 * TOLERATED_LOSS[name]:g} points (`{name}`)" for name in ("balanced", "economy"))
         + ".",
+        *(_int8(manifest) if manifest.int8 else []),
         "## Parity",
         _parity(parity),
         "## Limits",
@@ -118,6 +120,25 @@ def _presets(manifest: Manifest, rows: list[dict[str, Any]]) -> str:
             f"| {100 * point.accuracy:.2f} % | {measured.get((preset.size_px, preset.threshold), 'not measured')} |"
         )
     return "\n".join(lines)
+
+
+def _int8(manifest: Manifest) -> list[str]:
+    lines = [
+        "| input | threshold | top-1 | in float32 | same first label | same decisions | MACs | in float32 |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for point in manifest.int8:
+        shares = [point.top1, point.float32_top1, point.same_top1, point.same_decisions]
+        costs = [point.macs_ratio, point.float32_macs_ratio]
+        cells = [f"{100 * share:.2f} %" for share in shares] + [f"{100 * share:.1f} %" for share in costs]
+        lines.append(f"| {point.size_px} px | {point.threshold:g} | " + " | ".join(cells) + " |")
+    return [
+        "## In int8",
+        "The graphs named `*.int8.onnx` compute their large matrix products in int8 (weights 7 bits for each output "
+        "channel, activations 8 bits in ranges observed on held-out training images, `int8.json`), from the same "
+        "weights file. Beside float32 on the same test images (`int8-evaluation.json`, `python -m export.precision`):",
+        "\n".join(lines),
+    ]
 
 
 def _parity(parity: dict[str, dict[str, Any]]) -> str:

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from export.graph import ServedViT
+from models.data import LabelledImages
 from models.pruned_vit import PrunedViT
 from service.engine import EngineOutput
 
@@ -72,6 +73,12 @@ def compare(model: PrunedViT, infer: Infer, images: NDArray[np.uint8]) -> Parity
         identical_masks=float(np.concatenate(same_mask).mean()),
         kept_agreement=float(np.mean(same_kept)),
     )
+
+
+def image_array(images: LabelledImages, size_px: int) -> NDArray[np.uint8]:
+    """All images as one array (n, size_px, size_px, 3)."""
+    resized = LabelledImages(images.rows, images.image_column, images.label_column, images.labels, size_px)
+    return np.stack([resized[i][0].numpy() for i in range(len(resized))])
 
 
 def onnx_infer(file: Path) -> Infer:

@@ -13,7 +13,7 @@ from models.checkpoint import CheckpointError
 from models.evaluate import Answers
 from service.artifact import load_bundle
 from service.cpu import usable_cpus
-from service.engine import OnnxEngine
+from service.engine import OnnxEngine, Precision
 from service.errors import ServiceError
 
 
@@ -25,11 +25,11 @@ class Served(NamedTuple):
     runtime: str  # for the record
 
 
-def open_bundle(folder: Path) -> Served:
+def open_bundle(folder: Path, precision: Precision = "float32") -> Served:
     """The engine of the bundle in `folder`, at all its sizes; CheckpointError says what is wrong with it."""
     try:
         bundle = load_bundle(folder)
-        engine = OnnxEngine(bundle, threads=usable_cpus())
+        engine = OnnxEngine(bundle, threads=usable_cpus(), precision=precision)
     except ServiceError as error:
         raise CheckpointError(str(error)) from None
 
@@ -38,4 +38,5 @@ def open_bundle(folder: Path) -> Served:
         return torch.from_numpy(out.logits), torch.from_numpy(out.kept)
 
     provider = engine.providers[0].removesuffix("ExecutionProvider")
-    return Served(bundle.manifest.sizes_px, answers, f"onnxruntime {ort.__version__} ({provider}), the served graphs")
+    runtime = f"onnxruntime {ort.__version__} ({provider}, {precision}), the served graphs"
+    return Served(bundle.manifest.sizes_px, answers, runtime)

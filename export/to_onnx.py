@@ -1,7 +1,7 @@
 """ONNX graphs without weights: every parameter is external data that points into `weights.safetensors`.
 
 torch's dynamo-based exporter is used because the trace-based one is deprecated; it takes longer (a minute against
-seconds) and needs nothing from us but two hints about data-dependent shapes, in `models.selection.pack`.
+seconds) and needs nothing from us but a hint about a data-dependent shape, in `models.selection.kept_rows`.
 It knows no manifest and no bundle.
 """
 
@@ -20,7 +20,7 @@ from onnx import ModelProto, TensorProto, helper
 from onnxscript import optimizer
 from torch import Tensor, nn
 
-OPSET = 18  # LayerNormalization is an operator since 17, NonZero and ScatterND long before
+OPSET = 20  # LayerNormalization is an operator since 17, Gelu since 20
 FOLD_LIMIT = 64  # elements; constants above it stay as they are, so that no piece of a weight is copied into the graph
 
 

@@ -29,21 +29,28 @@ def main(argv: list[str] | None = None) -> int:
     bench, evaluation, manifest = (
         json.loads((arguments.bundle / f"{name}.json").read_text()) for name in ("benchmark", "evaluation", "manifest")
     )
-    print(f"| preset | top-1 | images/s a core | requests/s a pod of {arguments.cores} | cost of a million images |")
-    print("|---|---|---|---|---|")
+    print(
+        f"| preset | precision | top-1 | images/s a core | requests/s a pod of {arguments.cores} "
+        "| cost of a million images |"
+    )
+    print("|---|---|---|---|---|---|")
     for name, point in manifest["presets"].items():
-        core_images_s = _row(bench, point, BATCH_SIZE)["images_s"] / bench["machine"]["threads"]
-        used_images_s = core_images_s * arguments.busy
-        cost = 1e6 / used_images_s / 3600 * arguments.price_per_core_hour
-        top1 = _row(evaluation, point)["top1"]
-        print(f"| {name} | {top1:.1%} | {core_images_s:.1f} | {used_images_s * arguments.cores:.0f} | {cost:.2f} |")
+        for precision, accuracy in (("float32", evaluation["rows"]), ("int8", manifest["int8"])):
+            timed = _row(bench["rows"], point, batch_size=BATCH_SIZE, precision=precision)
+            core_images_s = timed["images_s"] / bench["machine"]["threads"]
+            used_images_s = core_images_s * arguments.busy
+            cost = 1e6 / used_images_s / 3600 * arguments.price_per_core_hour
+            print(
+                f"| {name} | {precision} | {_row(accuracy, point)['top1']:.1%} | {core_images_s:.1f} "
+                f"| {used_images_s * arguments.cores:.0f} | {cost:.2f} |"
+            )
     return 0
 
 
-def _row(table: dict[str, Any], point: dict[str, Any], batch_size: int | None = None) -> dict[str, Any]:
-    """The table's line for a preset's input size and threshold."""
-    wanted = {"size_px": point["size_px"], "threshold": point["threshold"], "batch_size": batch_size}
-    (found,) = [row for row in table["rows"] if all(row.get(name) == value for name, value in wanted.items())]
+def _row(rows: list[dict[str, Any]], point: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """A table's line for a preset's input size and threshold."""
+    wanted = {"size_px": point["size_px"], "threshold": point["threshold"]} | more
+    (found,) = [row for row in rows if all(row.get(name) == value for name, value in wanted.items())]
     result: dict[str, Any] = found
     return result
 

@@ -181,6 +181,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     subject = parser.add_mutually_exclusive_group(required=True)
     subject.add_argument("--checkpoint", type=Path, help="checkpoint folder (or bundle), run by torch")
     subject.add_argument("--bundle", type=Path, help="model bundle, run as it is served")
+    parser.add_argument("--precision", choices=["float32", "int8"], default="float32", help="of a bundle's graphs")
     parser.add_argument("--data", required=True, help="folder of parquet files, image folder or hub name")
     parser.add_argument("--split", choices=["test", "heldout"], default="test", help="heldout: of the training images")
     parser.add_argument("--holdout-ratio", type=float, default=0.05, help="as in training, for --split heldout")
@@ -213,7 +214,7 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, NDAr
     if options.bundle:
         from export.served import open_bundle  # here alone, for rooms apart: whoever trains needs no ONNX Runtime
 
-        (sizes, served, runtime), device = open_bundle(options.bundle), "cpu"
+        (sizes, served, runtime), device = open_bundle(options.bundle, options.precision), "cpu"
     full = shape_of(trained)
     tallies, labels, count = [], np.zeros(0, np.int16), 0
     for size_px in [int(size) for size in options.sizes.split(",") if size] or sizes:

@@ -7,12 +7,14 @@ the tokens that the head reads, which is exact. It knows no thresholds' origin, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import timm
 import torch
 import torch.nn.functional as F
+from timm.layers import LayerScale, Mlp
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
@@ -20,7 +22,7 @@ from models.backbone import reads_prefix_only
 from models.config import Attention, PrunedViTConfig
 from models.gates import build_gate
 from models.regularise import SCALINGS
-from models.selection import Packing, keep_patches, keep_tokens, pack
+from models.selection import keep_patches, keep_tokens, kept_rows
 
 Execution = Literal["masked", "sparse"]
 Decide = Callable[[Tensor, Tensor], Tensor]  # gate logits (B, P), thresholds (B,) -> kept (B, P)
@@ -151,19 +153,19 @@ def masked_block(block: Block, x: Tensor, normed: Tensor, keep: Tensor, config: 
 def sparse_block(block: Block, x: Tensor, normed: Tensor, keep: Tensor, config: PrunedViTConfig) -> Tensor:
     """One layer on kept tokens only; evaluation mode. Idle tokens still give keys and values in `full_context`.
 
-    x, normed (B, N, C) float, keep (B, N) bool -> (B, N, C). One gather of kept tokens, one scatter of new values.
+    x, normed (B, N, C) float, keep (B, N) bool -> (B, N, C). Kept tokens are packed without padding: every projection
+    and MLP runs on exactly M rows, all that are kept in the batch.
     """
     B, N, C = x.shape
-    packing = pack(keep)
+    kept = kept_rows(keep)  # (M,)
     if config.skips == "mlp":
-        rows = (x + block.ls1(block.attn(normed))).reshape(B * N, C)
-        kept_rows = rows.index_select(0, packing.rows)  # (M, C)
+        tokens = (x + block.ls1(block.attn(normed))).reshape(B * N, C)
+        rows = tokens.index_select(0, kept)  # (M, C)
     else:
-        rows = x.reshape(B * N, C)
-        mixed = _attend(block, normed.reshape(B * N, C), packing, config.attention)  # (M, C)
-        kept_rows = rows.index_select(0, packing.rows) + block.ls1(mixed)
-    kept_rows = kept_rows + block.ls2(block.mlp(block.norm2(kept_rows)))
-    return rows.index_put((packing.rows,), kept_rows).reshape(B, N, C)
+        tokens = x.reshape(B * N, C)
+        rows = tokens.index_select(0, kept) + _attend(block, normed, keep, kept, config.attention)
+    rows = rows + _feed_forward(block, block.norm2(rows))
+    return tokens.index_put((kept,), rows).reshape(B, N, C)
 
 
 def prefix_block(block: Block, x: Tensor, prefix: int) -> Tensor:
@@ -176,8 +178,8 @@ def prefix_block(block: Block, x: Tensor, prefix: int) -> Tensor:
         t.reshape(B, -1, attn.num_heads, attn.head_dim).transpose(1, 2) for t in (query, key, value)
     )  # (B, h, prefix or N, d)
     mixed = F.scaled_dot_product_attention(attn.q_norm(query), attn.k_norm(key), value)
-    mixed = attn.proj(attn.norm(mixed.transpose(1, 2).reshape(B, prefix, C)))
-    x = x[:, :prefix] + block.drop_path1(block.ls1(mixed))
+    mixed = attn.norm(mixed.transpose(1, 2).reshape(B, prefix, C))
+    x = x[:, :prefix] + block.drop_path1(block.ls1(attn.proj(mixed)))
     return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
 
 
@@ -186,30 +188,49 @@ def _project(linear: nn.Linear, x: Tensor, start: int, end: int) -> Tensor:
     return F.linear(x, linear.weight[start:end], None if linear.bias is None else linear.bias[start:end])
 
 
-def _attend(block: Block, normed: Tensor, packing: Packing, attention: Attention) -> Tensor:
-    """Attention of kept queries, images apart: normed rows (B * N, C) -> projected output (M, C)."""
+def _attend(block: Block, normed: Tensor, keep: Tensor, kept: Tensor, attention: Attention) -> Tensor:
+    """Attention of kept queries, images apart: normed (B, N, C), kept (M,) of keep (B, N) -> projected output (M, C).
+
+    Projections run on kept rows. The products within attention run on all N places of an image, so that no image's
+    arithmetic depends on its neighbours: an idle place repeats the query of the kept token before it (a prefix token
+    comes first), and what comes of that is dropped.
+    """
     attn = block.attn
-    B, K = packing.source.shape
-    C = attn.attn_dim
-    kept_rows = normed.index_select(0, packing.rows)
+    (B, N, _), C = normed.shape, attn.attn_dim
+    every = normed.flatten(0, 1)
+    rows = every.index_select(0, kept)  # (M, C)
+    places = keep.flatten().cumsum(0) - 1  # (B * N,) of each token among the kept rows, or of the one before it
 
-    def heads(x: Tensor, length: int) -> Tensor:
-        return x.reshape(B, length, attn.num_heads, attn.head_dim).transpose(1, 2)  # (B, h, length, d)
-
-    query = heads(_project(attn.qkv, kept_rows, 0, C).index_select(0, packing.source.flatten()), K)
+    query = _project(attn.qkv, rows, 0, C).index_select(0, places)
+    query = query.reshape(B, N, attn.num_heads, attn.head_dim).transpose(1, 2)  # (B, h, N, d)
     if attention == "full_context":
-        N, visible = normed.shape[0] // B, None
-        key, value = (heads(_project(attn.qkv, normed, i * C, (i + 1) * C), N) for i in (1, 2))
+        both = _project(attn.qkv, every, C, 3 * C)
     else:
-        padded = packing.source.flatten()
-        key, value = (
-            heads(_project(attn.qkv, kept_rows, i * C, (i + 1) * C).index_select(0, padded), K) for i in (1, 2)
-        )
-        visible = torch.arange(K, device=normed.device) < packing.counts[:, None]  # (B, K)
-        visible = visible[:, None, None].expand(B, 1, K, K)  # spelt out for torch.export, which can't guess it
-    mixed = F.scaled_dot_product_attention(attn.q_norm(query), attn.k_norm(key), value, attn_mask=visible)
-    mixed = mixed.transpose(1, 2).reshape(B * K, C).index_select(0, packing.slots)  # (M, C)
-    return attn.proj(attn.norm(mixed))
+        both = _project(attn.qkv, rows, C, 3 * C).index_select(0, places)
+    key, value = both.reshape(B, N, 2, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)  # (B, h, N, d) each
+    weights = (attn.q_norm(query) * attn.scale) @ attn.k_norm(key).transpose(-2, -1)  # (B, h, N, N)
+    if attention == "kept_only":
+        weights = weights.masked_fill(~keep[:, None, None, :], -math.inf)
+    mixed = (weights.softmax(-1) @ value).transpose(1, 2).reshape(B * N, C).index_select(0, kept)  # (M, C)
+    return _scaled(block.ls1, attn.proj, attn.norm(mixed))
+
+
+def _feed_forward(block: Block, x: Tensor) -> Tensor:
+    """The MLP and its LayerScale."""
+    mlp = block.mlp
+    if type(mlp) is not Mlp:
+        scaled: Tensor = block.ls2(mlp(x))
+        return scaled
+    return _scaled(block.ls2, mlp.fc2, mlp.norm(mlp.act(mlp.fc1(x))))
+
+
+def _scaled(scale: nn.Module, linear: nn.Linear, x: Tensor) -> Tensor:
+    """`scale(linear(x))`; a LayerScale goes into the weights, which a runtime multiplies once, when it loads them."""
+    if not isinstance(scale, LayerScale):
+        scaled: Tensor = scale(linear(x))
+        return scaled
+    bias = None if linear.bias is None else linear.bias * scale.gamma
+    return F.linear(x, linear.weight * scale.gamma[:, None], bias)
 
 
 def build(config: PrunedViTConfig, *, drop_path: float = 0.0, any_size: bool = False) -> PrunedViT:

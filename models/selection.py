@@ -1,17 +1,15 @@
-"""PURE: from gate scores and thresholds to kept patches, and from kept tokens to the packed layout of the sparse path.
+"""PURE: from gate scores and thresholds to kept patches, and from kept tokens to the rows of the sparse path.
 
 Kept tokens of a batch are packed without padding: (B, N) keep mask -> M flat rows, M = all kept tokens of all images.
-Every token-wise operation (LayerNorm, projections, MLP) runs on those M rows. Attention alone needs the images apart:
-its queries are padded to the batch's largest count K, and the padding is dropped right after. Nothing here depends on
-an image's neighbours except that K, so an image's result doesn't either.
+Every token-wise operation (LayerNorm, projections, MLP) runs on those M rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -50,34 +48,15 @@ def straight_through(noise: float) -> Callable[[Tensor, Tensor], Tensor]:
 
 def keep_tokens(kept: Tensor, prefix: int) -> Tensor:
     """Prepend the `prefix` tokens, which are always kept: (B, P) -> (B, N), bool or float."""
-    return torch.cat([torch.ones_like(kept[:, :1]).expand(-1, prefix), kept], dim=1)
+    return F.pad(kept, (prefix, 0), value=1)
 
 
-class Packing(NamedTuple):
-    """Where the kept tokens of a batch lie."""
+def kept_rows(keep: Tensor) -> Tensor:
+    """The kept tokens' rows in the flattened tokens, ascending: keep (B, N) bool -> (M,) int64, M all kept tokens.
 
-    rows: Tensor  # (M,) int64: each kept token's row in the flattened (B * N) tokens, ascending
-    slots: Tensor  # (M,) int64: each kept token's row in the flattened (B * K) padded layout
-    source: Tensor  # (B, K) int64: which of the M each padded place reads; places past an image's count repeat others
-    counts: Tensor  # (B,) int64: kept tokens of each image
-
-
-def pack(keep: Tensor) -> Packing:
-    """Lay out the kept tokens of `keep` (B, N) bool; every image must keep at least one token.
-
-    Written with tensor operations only (no Python number is read from `keep`): traced counts stay dynamic.
+    No Python number is read from `keep`, so a traced M stays dynamic.
     """
-    N = keep.shape[1]
-    rows = keep.flatten().nonzero().squeeze(1)  # (M,)
-    counts = keep.sum(dim=1)  # (B,)
-    places = torch.arange(N, device=keep.device)
-    used = places[places < counts.max()]  # (K,) = 0 .. K-1
-    M, K = rows.shape[0], used.shape[0]
-    if torch.compiler.is_compiling():  # torch.export can't see that these are never 0
-        torch._check(M > 0)
-        torch._check(K > 0)
-    first = counts.cumsum(0) - counts  # (B,) where each image's tokens start among the M
-    source = (first[:, None] + used).clamp(max=M - 1)  # (B, K)
-    image = rows // N  # (M,)
-    slots = torch.arange(M, device=keep.device) + (image * K - first.index_select(0, image))  # (M,)
-    return Packing(rows, slots, source, counts)
+    rows = keep.flatten().nonzero().squeeze(1)
+    if torch.compiler.is_compiling():  # torch.export can't see that prefix tokens are always kept
+        torch._check(rows.shape[0] > 0)
+    return rows

@@ -58,6 +58,7 @@ class Graph(_Frozen):
 
     file: str
     size_px: int = Field(gt=0)
+    int8_file: str | None = None  # the same with its large products in int8, for CPUs
     patches: int = Field(gt=0)
     dense_macs: int = Field(gt=0)  # the plain model at this size: no gates, every token computed that anything reads
     timm_forward_macs: int = Field(gt=0)  # timm's own forward: the last layer's unread patches too, same logits
@@ -82,6 +83,19 @@ class CalibrationPoint(_Frozen):
     skipped_patches: float = Field(ge=0)  # mean over images and gated layers
     keep_per_layer: tuple[Share, ...]  # share of patches computed, every layer of the model
     accuracy: Share
+
+
+class Int8Point(_Frozen):
+    """int8 beside float32 at one pair of input size and threshold, on the same test images."""
+
+    size_px: int
+    threshold: Share
+    top1: Share
+    float32_top1: Share
+    same_top1: Share  # of the images: both give the same first label
+    same_decisions: Share  # of all decisions on a patch in a gated layer
+    macs_ratio: Ratio
+    float32_macs_ratio: Ratio
 
 
 class Preset(_Frozen):
@@ -125,6 +139,7 @@ class Manifest(_Frozen):
     presets: dict[Literal["full", "balanced", "economy"], Preset]
     calibration: tuple[CalibrationPoint, ...]
     evaluation: Evaluation
+    int8: tuple[Int8Point, ...] = ()
     origin: Origin
     files: dict[str, FileDigest]
 
@@ -137,7 +152,8 @@ class Manifest(_Frozen):
             raise ValueError(f"every graph needs layer_macs for all {self.layers} layers")
         if not self.gated_layers or not set(self.gated_layers) <= set(range(self.layers)):
             raise ValueError(f"gated_layers must name some of the {self.layers} layers: {self.gated_layers}")
-        for name in (*(graph.file for graph in self.graphs), self.masked_graph):
+        graphs = [name for graph in self.graphs for name in (graph.file, graph.int8_file) if name]
+        for name in (*graphs, self.masked_graph):
             if name not in self.files:
                 raise ValueError(f"files has no digest for {name}")
         for preset in self.presets.values():

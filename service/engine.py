@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import onnxruntime as ort
@@ -33,6 +33,7 @@ class Engine(Protocol):
         ...
 
 
+Precision = Literal["float32", "int8"]
 INPUTS = {"images": "tensor(uint8)", "threshold": "tensor(float)"}
 OUTPUTS = {"logits": "tensor(float)", "kept": "tensor(bool)"}
 
@@ -40,18 +41,29 @@ OUTPUTS = {"logits": "tensor(float)", "kept": "tensor(bool)"}
 class OnnxEngine:
     """A bundle's graphs in ONNX Runtime, one session for each input size; safe to call from one thread at a time."""
 
-    def __init__(self, bundle: Bundle, *, threads: int, providers: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        threads: int,
+        precision: Precision = "float32",
+        providers: Sequence[str] | None = None,
+    ) -> None:
         """Load every graph of the bundle.
 
         Args:
             bundle: a verified bundle.
             threads: threads that compute one batch, at least 1.
-            providers: ONNX Runtime execution providers; None takes CUDA where this runtime has it, then the CPU.
+            precision: of the large matrix products; int8 is for CPUs.
+            providers: ONNX Runtime execution providers; None takes CUDA where this runtime has it (and the precision
+                is float32), then the CPU.
 
         Raises:
-            BundleError: a graph doesn't load or doesn't have the contract's inputs and outputs.
+            BundleError: a graph doesn't load, isn't there in this precision, or doesn't have the contract's inputs and
+                outputs.
         """
-        self.providers = tuple(_available_providers() if providers is None else providers)
+        self.precision = precision
+        self.providers = tuple(_available_providers(precision) if providers is None else providers)
         self._classes = len(bundle.manifest.labels)
         self._layers = bundle.manifest.layers
         self._graphs = {graph.size_px: graph for graph in bundle.manifest.graphs}
@@ -86,7 +98,13 @@ class OnnxEngine:
         self._run_options.terminate = True
 
     def _session(self, bundle: Bundle, graph: Graph, threads: int) -> ort.InferenceSession:
-        file = bundle.path / graph.file
+        name = graph.int8_file if self.precision == "int8" else graph.file
+        if name is None:
+            raise BundleError(
+                f"{bundle.path} has no int8 graph for {graph.size_px} px: set SKIPVIT_PRECISION=float32, or export it "
+                "with `python -m export --calibrate DATA`"
+            )
+        file = bundle.path / name
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1  # the graph is a chain: there is nothing to run beside
@@ -97,7 +115,9 @@ class OnnxEngine:
         options.enable_mem_pattern = False
         options.add_session_config_entry("session.use_env_allocators", "1")
         # `session.intra_op.allow_spinning` stays at its default, on: between the operators of a run threads would
-        # otherwise sleep and wake hundreds of times a batch. They stop spinning soon after a run ends.
+        # otherwise sleep and wake hundreds of times a batch. They stop when it ends: another size's session, with
+        # threads of its own, may run next, and would share the CPUs with them for a while.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
             session = ort.InferenceSession(file, sess_options=options, providers=list(self.providers))
         except Exception as error:
@@ -141,6 +161,7 @@ def _share_arena() -> None:
     ort.create_and_register_allocator(memory, ort.OrtArenaCfg(0, grow_as_asked, -1, -1))
 
 
-def _available_providers() -> list[str]:
+def _available_providers(precision: Precision) -> list[str]:
     available: list[Any] = ort.get_available_providers()
-    return [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
+    wanted = ["CUDAExecutionProvider"] * (precision == "float32") + ["CPUExecutionProvider"]
+    return [name for name in wanted if name in available]

@@ -22,6 +22,7 @@ _PATCHES = (0, 1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 _SHARES = tuple(step / 10 for step in range(11))
 _ERROR_RATIOS = (0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0)
 _RATIOS = (*_SHARES[1:], 1.1, 1.25)
+_INFO = ("model", "version", "architecture", "attention", "precision")
 
 OUTCOMES = ("ok", "invalid", "overloaded", "timeout", "cancelled", "error")
 REASONS = ("idle", "busy", "full", "cost", "retry")
@@ -32,6 +33,7 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry = CollectorRegistry() if registry is None else registry
+        self._served: dict[tuple[str, str], tuple[str, ...]] = {}  # (model, version) -> its info's labels
         # The histogram `skipvit_skipped_patches` and the counter `skipvit_skipped_patches_total` are two families in
         # Prometheus's text format but one name in OpenMetrics, which the client library's registry enforces. So
         # counters have a registry of their own and only the text format is spoken.
@@ -72,7 +74,7 @@ class Metrics:
         self._degradation = gauge("degradation_level", "How far load has raised thresholds; 0 is not at all.")
         self._agreement = gauge("top1_agreement", "Share of the guard's last samples that agree.", ("model",))
         self._cache_bytes = gauge("cache_bytes", "Bytes of cached answers.", ("model",))
-        self._info = gauge("model_info", "The served model.", ("model", "version", "architecture", "attention"))
+        self._info = gauge("model_info", "The served model.", _INFO)
 
     def watch(
         self, pending: Callable[[], int], pending_work_s: Callable[[], float], degradation: Callable[[], float]
@@ -82,10 +84,12 @@ class Metrics:
         self._pending.set_function(pending)
         self._pending_s.set_function(pending_work_s)
 
-    def serve(self, manifest: Manifest) -> None:
+    def serve(self, manifest: Manifest, precision: str) -> None:
         """Begin to report on a model; its counters start at 0, so that the first event shows in a rate."""
         name = manifest.name
-        self._info.labels(name, manifest.version, manifest.architecture, manifest.attention).set(1)
+        info = (name, manifest.version, manifest.architecture, manifest.attention, precision)
+        self._served[name, manifest.version] = info
+        self._info.labels(*info).set(1)
         for outcome in OUTCOMES:
             self._requests.labels(name, outcome)
         self._agreement.labels(name).set(math.nan)  # until the guard has judged: below no threshold, above none
@@ -104,7 +108,7 @@ class Metrics:
 
     def forget(self, manifest: Manifest) -> None:
         """A model or a version of it is served no more; its counters stay."""
-        self._info.remove(manifest.name, manifest.version, manifest.architecture, manifest.attention)
+        self._info.remove(*self._served.pop((manifest.name, manifest.version)))
 
     def on_request(self, model: str, outcome: str, duration_s: float) -> None:
         """A classification request has ended."""

@@ -71,7 +71,7 @@ def load_model_bundle(settings: Settings, name: str) -> Bundle:
 
 def load_engine(settings: Settings, bundle: Bundle) -> OnnxEngine:
     """The bundle's graphs, warm, on as many threads as the settings or the CPUs allow; BundleError if one fails."""
-    engine = OnnxEngine(bundle, threads=settings.threads or usable_cpus())
+    engine = OnnxEngine(bundle, threads=settings.threads or usable_cpus(), precision=settings.precision)
     try:
         warm_up(engine, bundle.manifest.sizes_px, max_batch_size=settings.max_batch_size)
     except InferenceFailed as error:
@@ -107,7 +107,7 @@ def serve_model(
     )
     on_find = partial(metrics.on_find, manifest.name)
     cache = AnswerCache(manifest, settings.cache_bytes, on_find) if settings.cache_bytes else None
-    metrics.serve(manifest)
+    metrics.serve(manifest, settings.precision)
     batcher.start()
     guard.start()
     return ServedModel(bundle, batcher, planner, guard, cache)

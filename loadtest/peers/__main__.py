@@ -6,9 +6,9 @@
     python -m loadtest.peers --triton http://host:8000 --triton-model dense ...
 
 Everyone gets the same requests (a form with one PNG), the same dense graph in the same runtime with the same threads,
-and batches of the same size at most. `ours` computes everything (threshold 0), `ours, adaptive` is the preset `full`
-with adaptive compute. Rates are multiples of our capacity at threshold 0. A peer that doesn't start is left out and
-named; exit code 1 then.
+and batches of the same size at most. `ours` computes everything (threshold 0); `ours, balanced` is that preset, in
+float32 and in int8; `ours, adaptive` is the preset `full` with adaptive compute. Rates are multiples of our capacity at
+threshold 0. A peer that doesn't start is left out and named; exit code 1 then.
 """
 
 from __future__ import annotations
@@ -84,10 +84,12 @@ def contenders(options: argparse.Namespace, shared: dict[str, str]) -> list[Cont
     ours = {"SKIPVIT_CACHE_BYTES": "0", "SKIPVIT_THREADS": str(options.threads)}
     ours["SKIPVIT_MAX_BATCH_SIZE"] = str(options.batch)
     fixed, adaptive = ours | {"SKIPVIT_ADAPTIVE": "0"}, ours | {"SKIPVIT_ADAPTIVE": "1"}
+    int8 = fixed | {"SKIPVIT_PRECISION": "int8"}
     python = shlex.quote(str(options.python))
     found = [
         Contender("ours", options.serve, fixed, "/v1/classify", "threshold=0"),
-        Contender("ours, preset balanced", options.serve, fixed, "/v1/classify", "preset=balanced"),
+        Contender("ours, balanced", options.serve, fixed, "/v1/classify", "preset=balanced"),
+        Contender("ours, balanced, int8", options.serve, int8, "/v1/classify", "preset=balanced"),
         Contender("ours, adaptive", options.serve, adaptive, "/v1/classify", "preset=full"),
     ]
     peers = {

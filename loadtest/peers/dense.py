@@ -29,6 +29,7 @@ class DenseModel:
         options.intra_op_num_threads = int(os.environ["PEER_THREADS"])
         options.inter_op_num_threads = 1
         options.enable_mem_pattern = False
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         self._session = ort.InferenceSession(os.environ["PEER_MODEL"], options, providers=["CPUExecutionProvider"])
         self._labels = Path(os.environ["PEER_LABELS"]).read_text().splitlines()
         self._size_px = int(self._session.get_inputs()[0].shape[1])

@@ -48,7 +48,7 @@ def test_ours_is_measured_at_each_setting_and_rate(images: Path, tmp_path: Path)
     assert compare(images, tmp_path, "--peers", "") == 0
     result = json.loads((tmp_path / "peers.json").read_text())
     measured = [(row["server"], row["rate"]) for row in result["rows"]]
-    names = ("ours", "ours, preset balanced", "ours, adaptive")
+    names = ("ours", "ours, balanced", "ours, balanced, int8", "ours, adaptive")
     assert measured == [(name, rate) for name in names for rate in ("capacity", "40")]
     assert result["rows"][0]["summary"]["top1"]["value"] == pytest.approx(0.25, abs=0.05)
     assert len((tmp_path / "peers.csv").read_text().splitlines()) == 1 + len(measured)
@@ -61,7 +61,7 @@ def test_a_peer_that_isnt_installed_is_left_out_and_named(
     assert "litserve is left out: the service ended with exit code 1" in capsys.readouterr().err
     result = json.loads((tmp_path / "peers.json").read_text())
     assert result["missing"] == ["litserve"]
-    assert len(result["rows"]) == 6
+    assert len(result["rows"]) == 8
 
 
 def test_what_cant_be_compared_is_one_line(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

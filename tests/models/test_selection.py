@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.selection import keep_patches, keep_tokens, pack, straight_through
+from models.selection import keep_patches, keep_tokens, kept_rows, straight_through
 
 
 def test_each_image_has_its_own_threshold_and_equal_scores_are_skipped() -> None:
@@ -60,17 +60,6 @@ def test_prefix_tokens_are_always_kept() -> None:
     assert keep_tokens(torch.tensor([[False, True]]), 2).tolist() == [[True, True, False, True]]
 
 
-def test_packing_finds_every_kept_token_in_both_layouts() -> None:
-    generator = torch.Generator().manual_seed(0)
-    keep = torch.rand(7, 11, generator=generator) > 0.6
-    keep[:, 0] = True
-    keep[3] = False
-    keep[3, 0] = True  # an image with nothing but its CLS token
-    packing = pack(keep)
-    B, K = packing.source.shape
-    assert keep.flatten().nonzero().flatten().equal(packing.rows)
-    assert packing.counts.equal(keep.sum(1))
-    assert int(packing.counts.max()) == K
-    padded = packing.rows[packing.source].flatten()  # (B * K,) tokens in the padded layout
-    assert padded[packing.slots].equal(packing.rows)
-    assert (packing.slots // K).equal(packing.rows // keep.shape[1])
+def test_kept_rows_are_those_of_the_flattened_tokens_in_order() -> None:
+    keep = torch.tensor([[True, False, True], [True, False, False], [True, True, True]])
+    assert kept_rows(keep).tolist() == [0, 2, 3, 6, 7, 8]

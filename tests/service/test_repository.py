@@ -88,7 +88,9 @@ def test_a_model_is_loaded_served_under_its_name_and_unloaded(client: TestClient
     assert answer["model"] == {"name": "other", "version": "7"}
     assert client.get("/v2/models/other/versions/7/ready").status_code == 200
     assert client.post("/v1/classify", content=plain(3)).json()["model"]["name"] == "fake"
-    info = 'skipvit_model_info{architecture="none",attention="full_context",model="other",version="7"}'
+    info = (
+        'skipvit_model_info{architecture="none",attention="full_context",model="other",precision="float32",version="7"}'
+    )
     assert value(client, info) == 1
     assert client.post(operate("other", "unload")).json()["state"] in ("UNLOADING", "UNAVAILABLE")
     assert index(client)["other"][1:] in (("UNAVAILABLE", "unloaded"), ("UNLOADING", index(client)["other"][2]))

@@ -35,6 +35,7 @@ def test_settings_are_frozen() -> None:
         ("SKIPVIT_THREADS", "-1"),
         ("SKIPVIT_MAX_BATCH_SIZE", "0"),
         ("SKIPVIT_DEFAULT_PRESET", "fast"),
+        ("SKIPVIT_PRECISION", "int4"),
         ("SKIPVIT_MAX_IMAGE_PIXELS", "100000000"),
     ],
 )

@@ -1,0 +1,159 @@
+"""int8 graphs: near the float32 ones, exact about neighbours, without weights, and refused where they don't fit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from numpy.typing import NDArray
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+
+from export import precision
+from export.__main__ import main
+from export.int8 import write_int8
+from export.quantise import Range, observe, products, quantise
+from export.to_onnx import ExportError
+from service.artifact import Bundle, load_bundle
+from service.engine import OnnxEngine
+from service.errors import BundleError
+
+K, N = 24, 16
+RNG = np.random.default_rng(0)
+WEIGHT = RNG.standard_normal((N, K)).astype(np.float32) / 5
+BIAS = RNG.standard_normal(N).astype(np.float32)
+
+
+def toy(*, transposed: bool) -> ModelProto:
+    """y = x @ W + b, then z = y @ V, whose V belongs to a gate."""
+    weight = WEIGHT if transposed else np.ascontiguousarray(WEIGHT.T)
+    first = helper.make_node("Gemm", ["x", "block.weight", "block.bias"], ["y"], transB=int(transposed))
+    second = helper.make_node("MatMul", ["y", "gates.0.fc1.weight"], ["z"])
+    values = [("block.weight", weight), ("block.bias", BIAS), ("gates.0.fc1.weight", np.ones((N, 2), np.float32))]
+    graph = helper.make_graph(
+        [first, second],
+        "toy",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", K])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("y", "z")],
+        [numpy_helper.from_array(value, name) for name, value in values],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def run(model: ModelProto, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    result: NDArray[np.float32] = session.run(["y"], {"x": x})[0]
+    return result
+
+
+@pytest.mark.parametrize("transposed", [True, False])
+def test_a_product_in_int8_is_near_and_gates_stay_as_they_are(transposed: bool, tmp_path: Path) -> None:
+    model, x = toy(transposed=transposed), RNG.standard_normal((40, K)).astype(np.float32)
+    (tmp_path / "toy.onnx").write_bytes(model.SerializeToString())
+    ranges = observe(tmp_path / "toy.onnx", [{"x": x}], outside=0.0)
+    assert list(ranges) == ["block.weight:0"]
+    assert ranges["block.weight:0"] == pytest.approx((x.min(), x.max()))
+    assert [file.name for file in tmp_path.iterdir()] == ["toy.onnx"]
+    small = quantise(model, ranges)
+    kinds = [node.op_type for node in small.graph.node]
+    assert kinds.count("MatMulIntegerToFloat") == 1
+    assert kinds.count("MatMul") == 1  # the gate's
+    expected = x @ WEIGHT.T + BIAS
+    error = np.abs(run(small, x) - expected)
+    assert 0 < error.mean() < 0.02 * np.abs(expected).mean()
+
+
+def test_what_lies_outside_the_range_is_clipped_and_zero_is_exact() -> None:
+    small = quantise(toy(transposed=True), {"block.weight:0": Range(-1.0, 3.0)})
+    x = np.zeros((2, K), np.float32)
+    np.testing.assert_allclose(run(small, x)[0], BIAS, atol=1e-6)
+    x[0], x[1] = 3.0, 300.0
+    np.testing.assert_array_equal(*run(small, x))
+
+
+def test_products_are_named_by_their_weights_and_uses() -> None:
+    model = toy(transposed=True)
+    model.graph.node.append(helper.make_node("Gemm", ["x", "block.weight", "block.bias"], ["again"], transB=1))
+    assert [product.key for product in products(model)] == ["block.weight:0", "block.weight:1"]
+    assert [product.result for product in products(model)] == ["y", "again"]
+
+
+@pytest.fixture(scope="module")
+def int8_bundle(toy_checkpoint: Path, toy_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The toy model with int8 graphs, made by `python -m export --calibrate`."""
+    out = tmp_path_factory.mktemp("int8") / "tiny"
+    options = ["--checkpoint", str(toy_checkpoint), "--out", str(out), "--images", str(toy_images)]
+    calibrate = ["--calibrate", str(toy_images), "--holdout-ratio", "0.5"]
+    assert main([*options, "--origin", "Random numbers.", *calibrate]) == 0
+    return load_bundle(out)
+
+
+def test_a_bundle_has_an_int8_graph_for_every_size_and_no_second_weights(int8_bundle: Bundle) -> None:
+    assert [graph.int8_file for graph in int8_bundle.manifest.graphs] == ["model.int8.onnx", "model-32.int8.onnx"]
+    for graph in int8_bundle.manifest.graphs:
+        assert graph.int8_file
+        model = onnx.load(int8_bundle.path / graph.int8_file, load_external_data=False)
+        inline = [t for t in model.graph.initializer if t.data_location != TensorProto.EXTERNAL]
+        assert sum(np.prod(t.dims, initial=1) for t in inline if not t.name.endswith("pos_embed")) < 1000
+        locations = {
+            entry.value for t in model.graph.initializer for entry in t.external_data if entry.key == "location"
+        }
+        assert locations == {"weights.safetensors"}
+        assert sum(node.op_type == "MatMulIntegerToFloat" for node in model.graph.node) >= 4 * 5
+
+
+def test_int8_rows_dont_depend_on_their_neighbours(int8_bundle: Bundle) -> None:
+    engine = OnnxEngine(int8_bundle, threads=1, precision="int8")
+    images = RNG.integers(0, 256, (5, 64, 64, 3), np.uint8)
+    threshold = np.array([0, 0.3, 0.5, 0.7, 1], np.float32)
+    together = engine.infer(images, threshold)
+    assert together.kept[0].all()
+    for row in range(len(images)):
+        alone = engine.infer(images[row : row + 1], threshold[row : row + 1])
+        assert np.array_equal(alone.kept[0], together.kept[row])
+        np.testing.assert_allclose(alone.logits[0], together.logits[row], atol=1e-4)
+
+
+def test_a_bundle_without_int8_graphs_says_what_to_do(tiny_bundle: Path) -> None:
+    with pytest.raises(BundleError, match="no int8 graph for 64 px: set SKIPVIT_PRECISION=float32, or export"):
+        OnnxEngine(load_bundle(tiny_bundle), threads=1, precision="int8")
+
+
+def test_ranges_of_another_graph_are_refused(int8_bundle: Bundle, tmp_path: Path) -> None:
+    folder = tmp_path / "tiny"
+    shutil.copytree(int8_bundle.path, folder)
+    ranges = json.loads((folder / "int8.json").read_text())
+    before = (folder / "model.int8.onnx").read_bytes()
+    write_int8(folder, ranges)
+    assert (folder / "model.int8.onnx").read_bytes() == before
+    ranges["ranges"]["model.onnx"]["another.weight:0"] = [0, 1]
+    with pytest.raises(ExportError, match=r"another.weight:0\): observe anew with --calibrate DATA"):
+        write_int8(folder, ranges)
+
+
+def test_both_precisions_are_compared_on_the_same_images(
+    int8_bundle: Bundle, tiny_bundle: Path, toy_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "int8-evaluation.json"
+    command = ["--bundle", str(int8_bundle.path), "--data", str(toy_images), "--out", str(out)]
+    assert precision.main(command) == 0
+    found = json.loads(out.read_text())
+    points = [(row["size_px"], row["threshold"]) for row in found["rows"]]
+    assert set(points) >= {(64, 0.0), (32, 0.0)}
+    for row in found["rows"]:
+        assert abs(row["top1"] - row["float32_top1"]) <= 1 - row["same_top1"] + 1e-9
+        assert row["same_decisions"] > 0.8
+    shutil.copytree(int8_bundle.path, tmp_path / "tiny")
+    shutil.copyfile(out, tmp_path / "tiny" / "int8-evaluation.json")
+    folder = str(tmp_path / "tiny")
+    assert main(["--checkpoint", folder, "--out", folder, "--images", str(toy_images)]) == 0
+    manifest = load_bundle(tmp_path / "tiny").manifest
+    assert len(manifest.int8) == len(points)
+    assert manifest.version == int8_bundle.manifest.version  # ranges are kept when a bundle is written anew
+    assert "## In int8" in (tmp_path / "tiny" / "README.md").read_text()
+    assert precision.main(["--bundle", str(tiny_bundle), "--data", str(toy_images)]) == 2
+    assert "no int8 graph" in capsys.readouterr().err
