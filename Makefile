@@ -63,7 +63,7 @@ train: $(VENV)/.export ## train on DATA from INIT by the recipes, measure and ex
 	$(BIN)/python -m models.evaluate --checkpoint runs/joint --data $(DATA) --sizes $(SIZES) --out runs/joint/evaluation.json
 	$(BIN)/python -m models.evaluate --checkpoint runs/joint --data $(DATA) --sizes $(SIZES) --split heldout \
 	  --out runs/joint/calibration.json
-	$(BIN)/python -m export --checkpoint runs/joint --out runs/$(NAME) --images $(BUNDLE)/samples \
+	$(BIN)/python -m export --checkpoint runs/joint --out runs/$(NAME) --images $(BUNDLE)/samples --calibrate $(DATA) \
 	  --origin "$(or $(ORIGIN),Trained by make train from $(INIT).)"
 
 evaluate: $(VENV)/.export ## print the bundle's table, as it is served, on the test images of DATA (an hour on 2 cores)

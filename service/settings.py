@@ -58,8 +58,8 @@ class Settings(BaseSettings):
     )
     precision: Literal["float32", "int8"] = Field(
         "float32",
-        description="Of the large matrix products. int8 answers about 1.5 times as many images on a CPU and needs less "
-        "memory; a few answers change, the manifest says how many.",
+        description="Of the large matrix products. int8 answers about 1.5 times as many images, always on the CPU; a "
+        "few answers change, the manifest says how many.",
     )
     decode_threads: int = Field(
         0,

@@ -17,6 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+SERVING = (ROOT / "docs" / "serving.md").read_text()
 ZOO = ROOT / "models" / "zoo" / "cifar100-vits14"
 
 
@@ -148,7 +149,11 @@ def test_the_table_is_what_was_measured() -> None:
     )
     assert bench["version"] == manifest["version"]
     rows = {(row["size_px"], row["threshold"]): row for row in evaluation["rows"]}
-    speed = {(row["size_px"], row["threshold"], row["batch_size"]): row for row in bench["rows"]}
+    speed = {
+        (row["size_px"], row["threshold"], row["batch_size"]): row
+        for row in bench["rows"]
+        if row["precision"] == "float32"
+    }
     patches = {graph["size_px"]: graph["patches"] for graph in manifest["graphs"]}
     shown = re.findall(
         r"^\| (\d+) px \| ([\d.]+) \| ([\d.]+) of (\d+) \| (-?[\d.]+) % \| ([\d.]+) % "
@@ -166,6 +171,45 @@ def test_the_table_is_what_was_measured() -> None:
         assert float(top1) == pytest.approx(100 * row["top1"], abs=0.0051)
         for batch_size, speedup in zip((1, 8, 32), speedups, strict=True):
             assert float(speedup) == pytest.approx(speed[*point, batch_size]["speedup"], abs=0.0051)
+
+
+def test_the_int8_table_is_what_was_measured() -> None:
+    bench, manifest = (json.loads((ZOO / f"{name}.json").read_text()) for name in ("benchmark", "manifest"))
+    accuracy = {(point["size_px"], point["threshold"]): point["top1"] for point in manifest["int8"]}
+    speed = {
+        (row["size_px"], row["threshold"], row["batch_size"]): row
+        for row in bench["rows"]
+        if row["precision"] == "int8"
+    }
+    shown = re.findall(
+        r"^\| (\w+) \| int8 \| ([\d.]+) % \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", README, re.M
+    )
+    assert [row[0] for row in shown] == list(manifest["presets"])
+    for name, top1, *speedups, images_s in shown:
+        point = manifest["presets"][name]["size_px"], manifest["presets"][name]["threshold"]
+        assert float(top1) == pytest.approx(100 * accuracy[point], abs=0.0051)
+        for batch_size, speedup in zip((1, 8, 32), speedups, strict=True):
+            assert float(speedup) == pytest.approx(speed[*point, batch_size]["speedup"], abs=0.0051)
+        assert float(images_s) == pytest.approx(speed[*point, 32]["images_s"], abs=0.051)
+    eager = [row["speedup"] for row in bench["rows"] if row["precision"] == "timm"]
+    said = re.search(r"in torch runs at ([\d.]+),\s+([\d.]+) and ([\d.]+) of its speed", README)
+    assert said
+    assert [float(each) for each in said.groups()] == pytest.approx(eager, abs=0.0051)
+
+
+def test_the_table_of_peers_is_what_was_measured() -> None:
+    peers = json.loads((ROOT / "loadtest" / "results" / "peers" / "peers.json").read_text())
+    cells = {(row["server"], row["rate"]): row["summary"] for row in peers["rows"]}
+    names = {"skipvit, threshold 0": "ours"} | {
+        f"skipvit, {name}": f"ours, {name}" for name in ("balanced", "balanced, int8", "adaptive")
+    }
+    shown = re.findall(r"^\| ([a-z0-9, ]+) \| ([\d.]+) \|" + r" (\d+) ms \|" * 4 + "$", SERVING, re.M)
+    assert len(shown) == 7
+    for server, capacity, *p99_ms in shown:
+        name = names.get(server, server)
+        assert float(capacity) == pytest.approx(cells[name, "capacity"]["throughput_rps"], abs=0.051)
+        for rate, shown_ms in zip(("0.5x", "0.8x", "1.1x", "1.5x"), p99_ms, strict=True):
+            assert float(shown_ms) == pytest.approx(1e3 * cells[name, rate]["latency_s"]["p99"], abs=0.51)
 
 
 def test_the_load_table_is_what_was_measured() -> None:
