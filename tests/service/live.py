@@ -27,7 +27,12 @@ class Live(NamedTuple):
 
 @asynccontextmanager
 async def live_server(engine: FakeEngine, settings: Settings) -> AsyncIterator[Live]:
-    """Serve until the block ends; whatever the block did, the engine is released and the server drained."""
+    """Serve until the block ends; whatever the block did, the engine is released and the server drained.
+
+    The guard, which computes a random answer again, is off unless the settings name it: tests count batches.
+    """
+    if "guard_ratio" not in settings.model_fields_set:
+        settings = settings.model_copy(update={"guard_ratio": 0.0})
     async with live_app(create_app(settings, bundle=fake_bundle(), engine=engine), settings, engine.release) as live:
         yield live
 
