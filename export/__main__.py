@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from export.bundle import read_source, write_bundle
@@ -69,10 +70,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def _bundle(options: argparse.Namespace, images: LabelledImages) -> dict[str, Parity]:
     origin = Origin(licence=options.licence, weights=options.origin) if options.origin else None
-    unseen = None
+    source, unseen = read_source(options.checkpoint, origin), None
     if options.calibrate:
         unseen = split_holdout(load_images(options.calibrate, "train", 1), options.holdout_ratio)[1]
-    return write_bundle(read_source(options.checkpoint, origin), options.out, images, unseen)
+        source = replace(source, int8=None)  # measured with other ranges
+    return write_bundle(source, options.out, images, unseen)
 
 
 def _torchscript(options: argparse.Namespace, images: LabelledImages) -> dict[str, Parity]:

@@ -2,7 +2,8 @@
 
     python -m export.benchmark --bundle models/zoo/cifar100-vits14
 
-Dense is the same weights at the full input size without gates, exported the same way. Its rivals are timm's own forward
+Dense is the same weights at the full input size without gates, exported the same way; its layers are timm's own, so
+LayerScales and keys and values are operators of their own there. Its rivals are timm's own forward
 in torch, and in each precision the bundle's presets, its input sizes with nothing skipped, and rising thresholds at the
 full size. Runs are interleaved (dense, then each rival, round after round) on real images, and compared by their
 medians in the one run. For each batch size and rival: images a second, MACs against dense, the speed-up, the ideal one
