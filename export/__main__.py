@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 from export.bundle import read_source, write_bundle
@@ -73,7 +72,7 @@ def _bundle(options: argparse.Namespace, images: LabelledImages) -> dict[str, Pa
     source, unseen = read_source(options.checkpoint, origin), None
     if options.calibrate:
         unseen = split_holdout(load_images(options.calibrate, "train", 1), options.holdout_ratio)[1]
-        source = replace(source, int8=None)  # measured with other ranges
+        source.precisions.pop("int8", None)  # measured with other ranges
     return write_bundle(source, options.out, images, unseen)
 
 

@@ -38,11 +38,11 @@ from models.checkpoint import WEIGHTS, CheckpointError
 from models.data import DataError, load_images
 from models.preprocessing import normalise
 from models.pruned_vit import PrunedViT
-from service.artifact import Bundle, load_bundle
+from service.artifact import Bundle, Precision, load_bundle
 from service.cpu import usable_cpus
-from service.engine import OnnxEngine, Precision
 from service.errors import ServiceError
 from service.macs import used_macs
+from service.onnx_engine import OnnxEngine
 
 THRESHOLDS = (0.15, 0.25, 0.4, 0.6, 0.7)
 TIMM = "timm"

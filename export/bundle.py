@@ -6,18 +6,16 @@ import hashlib
 import json
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import nn
-
 from export.calibrate import calibration_points, choose_presets, dense_row
 from export.graph import INPUTS, OUTPUTS, ServedViT, example_inputs
-from export.int8 import RANGES, check_int8, int8_file, observe_all, write_int8
+from export.int8 import RANGES, check_precision, observe_all, write_int8
 from export.model_card import render
 from export.parity import Parity, compare, image_array, onnx_infer
-from export.to_onnx import ExportError, save, to_onnx
+from export.to_onnx import ExportError, externalise, halved, in_precision, save, trace
 from models import checkpoint
 from models.checkpoint import at_size
 from models.data import LabelledImages
@@ -29,14 +27,16 @@ from service.artifact import (
     Evaluation,
     FileDigest,
     Graph,
-    Int8Point,
     LayerMacs,
     Manifest,
     Origin,
+    Precision,
+    PrecisionPoint,
     Preprocessing,
     load_bundle,
 )
-from service.engine import OnnxEngine
+from service.cpu import usable_cpus
+from service.onnx_engine import OnnxEngine
 
 MASKED = "masked.onnx"
 EVALUATION = "evaluation.json"
@@ -44,7 +44,8 @@ CALIBRATION = "calibration.json"
 TRAINING = "train.json"
 PARITY = "parity.json"
 RESULTS = "results.json"  # of `models.results`; it and the pictures may be missing
-INT8 = "int8-evaluation.json"  # of `export.precision`; it may be missing
+LOWER: tuple[Precision, ...] = ("int8", "float16")
+PRECISION = "{}-evaluation.json"  # of `export.precision`, for each of LOWER; it may be missing
 FIGURES = "figures"
 CARD = "README.md"
 
@@ -61,7 +62,7 @@ class Source:
     origin: Origin
     results: dict[str, Any] | None = None  # `models.results`: this checkpoint against its rivals
     ranges: dict[str, Any] | None = None  # of `export.int8`; without them, nor unseen images, there are no int8 graphs
-    int8: dict[str, Any] | None = None  # `export.precision`: int8 beside float32
+    precisions: dict[Precision, dict[str, Any]] = field(default_factory=dict)  # `export.precision`: beside float32
 
     @property
     def sizes_px(self) -> tuple[int, ...]:
@@ -88,12 +89,12 @@ def read_source(folder: Path, origin: Origin | None) -> Source:
     full_px = model.config.image_size_px
     for measured in (evaluation, calibration):
         dense_row(measured["rows"], full_px)
-    results, ranges, int8 = (
-        _measured(folder / name, "") if (folder / name).exists() else None for name in (RESULTS, RANGES, INT8)
-    )
+    results, ranges = (_measured(folder / name, "") if (folder / name).exists() else None for name in (RESULTS, RANGES))
+    files: dict[Precision, Path] = {name: folder / PRECISION.format(name) for name in LOWER}
+    precisions = {name: _measured(file, "") for name, file in files.items() if file.exists()}
     if results and not _same_model(results, evaluation, full_px):
         raise ExportError(f"{folder / RESULTS} is of another model than {EVALUATION}: `python -m models.results` anew")
-    source = Source(folder, model, evaluation, calibration, training, origin, results, ranges, int8)
+    source = Source(folder, model, evaluation, calibration, training, origin, results, ranges, precisions)
     if source.sizes_px[0] > full_px:
         raise ExportError(f"{folder / CALIBRATION} has sizes above the model's own {full_px} px: measure smaller ones")
     return source
@@ -127,7 +128,10 @@ def write_bundle(
             write_int8(folder, observe_all(files, unseen) if unseen else source.ranges or {})
         _write_manifest(source, models, folder)
         parities = _parities(models, folder, images)
-        check_int8(load_bundle(folder), images)
+        bundle = load_bundle(folder)
+        for precision in LOWER:
+            if bundle.manifest.full.file_in(precision):
+                check_precision(bundle, precision, images)
         proof = {name: parity.as_json() for name, parity in parities.items()}
         (folder / PARITY).write_text(json.dumps(proof, indent=1) + "\n")
         for name, parity in parities.items():
@@ -139,7 +143,7 @@ def write_bundle(
         (folder / CARD).write_text(card)
         _write_manifest(source, models, folder)
         out.mkdir(exist_ok=True)
-        for name in (RESULTS, RANGES, INT8):
+        for name in (RESULTS, RANGES, *map(PRECISION.format, LOWER)):
             (out / name).unlink(missing_ok=True)  # an older model's would be taken for this one's
         shutil.rmtree(out / FIGURES, ignore_errors=True)
         for file in sorted(folder.iterdir(), key=lambda file: file.name == MANIFEST):  # the manifest last
@@ -155,21 +159,24 @@ def graph_file(size_px: int, source: Source) -> str:
 def _copy_measured(source: Source, folder: Path) -> None:
     for name in (checkpoint.WEIGHTS, checkpoint.CONFIG, EVALUATION, CALIBRATION, TRAINING):
         shutil.copyfile(source.folder / name, folder / name)
-    for name, measured in ((RESULTS, source.results), (INT8, source.int8)):
-        if measured:
-            shutil.copyfile(source.folder / name, folder / name)
+    measured = [RESULTS] if source.results else []
+    for name in (*measured, *map(PRECISION.format, source.precisions)):
+        shutil.copyfile(source.folder / name, folder / name)
     if (source.folder / FIGURES).is_dir():  # with no digest: the manifest knows plain file names alone
         shutil.copytree(source.folder / FIGURES, folder / FIGURES)
 
 
 def _write_graph(model: PrunedViT, execution: Literal["masked", "sparse"], file: Path) -> None:
-    module: nn.Module = ServedViT(model, execution).eval()
-    save(to_onnx(module, example_inputs(model), (INPUTS, OUTPUTS), file.parent / checkpoint.WEIGHTS), file)
+    graph = trace(ServedViT(model, execution).eval(), example_inputs(model), (INPUTS, OUTPUTS))
+    weights = file.parent / checkpoint.WEIGHTS
+    if execution == "sparse":
+        save(externalise(halved(graph), weights), file.with_name(in_precision(file.name, "float16")))
+    save(externalise(graph, weights), file)
 
 
 def _parities(models: dict[int, PrunedViT], folder: Path, images: LabelledImages) -> dict[str, Parity]:
     bundle = load_bundle(folder)
-    engine = OnnxEngine(bundle, threads=0, providers=["CPUExecutionProvider"])
+    engine = OnnxEngine(bundle, threads=usable_cpus(), provider="cpu")
     found = {
         graph.file: compare(models[graph.size_px], engine.infer, image_array(images, graph.size_px))
         for graph in bundle.manifest.graphs
@@ -191,7 +198,8 @@ def _write_manifest(source: Source, models: dict[int, PrunedViT], folder: Path) 
         graphs.append(
             Graph(
                 file=graph_file(size_px, source),
-                int8_file=name if (name := int8_file(graph_file(size_px, source))) in digests else None,
+                int8_file=name if (name := in_precision(graph_file(size_px, source), "int8")) in digests else None,
+                float16_file=in_precision(graph_file(size_px, source), "float16"),
                 size_px=size_px,
                 patches=shape.patches,
                 dense_macs=shape.dense,
@@ -222,7 +230,10 @@ def _write_manifest(source: Source, models: dict[int, PrunedViT], folder: Path) 
             top5=dense["top5"],
             runtime=f"{source.evaluation['runtime']}, threshold 0",
         ),
-        int8=tuple(Int8Point.model_validate(row) for row in (source.int8 or {"rows": []})["rows"]),
+        **{
+            precision: tuple(PrecisionPoint.model_validate(row) for row in measured["rows"])
+            for precision, measured in source.precisions.items()
+        },
         origin=source.origin,
         files=digests,
     )

@@ -18,15 +18,16 @@ from tqdm import tqdm
 
 from export.parity import image_array
 from export.quantise import Range, observe, products, quantise
-from export.to_onnx import ExportError, save
+from export.to_onnx import ExportError, in_precision, save
 from models.data import LabelledImages
-from service.artifact import Bundle
-from service.engine import OnnxEngine
+from service.artifact import Bundle, Precision
+from service.cpu import usable_cpus
+from service.onnx_engine import OnnxEngine
 
 RANGES = "int8.json"
 IMAGES = 256  # enough for a steady 0.01 %-quantile: each has dozens of tokens of hundreds of values
 THRESHOLDS = (0.0, 0.1, 0.25, 0.4, 0.6)  # drawn for each image
-AGREEMENT = 0.9  # with float32, for an int8 graph to be written; of thousands of images, over 98 % agree
+AGREEMENT = 0.9  # with float32, for a graph of a lower precision to be written; of thousands of images, over 98 % agree
 _BATCH = 32
 
 
@@ -53,30 +54,26 @@ def write_int8(folder: Path, ranges: dict[str, Any]) -> None:
         model = onnx.load(folder / name, load_external_data=False)
         if wrong := sorted({product.key for product in products(model)} ^ set(spans)):
             raise ExportError(f"{RANGES} doesn't fit {name} ({wrong[0]}): observe anew with --calibrate DATA")
-        save(quantise(model, {key: Range(*span) for key, span in spans.items()}), folder / int8_file(name))
+        save(quantise(model, {key: Range(*span) for key, span in spans.items()}), folder / in_precision(name, "int8"))
     (folder / RANGES).write_text(json.dumps(ranges, indent=1) + "\n")
 
 
-def check_int8(bundle: Bundle, images: LabelledImages) -> None:
-    """Run every int8 graph on a few real images.
+def check_precision(bundle: Bundle, precision: Precision, images: LabelledImages) -> None:
+    """Run every graph of a lower precision on a few real images, on the CPU.
 
     Raises:
         ExportError: fewer than AGREEMENT of the first labels are those of the float32 graph.
     """
-    if not any(graph.int8_file for graph in bundle.manifest.graphs):
-        return
-    engines = [OnnxEngine(bundle, threads=0, precision=precision) for precision in ("float32", "int8")]
+    one, other = (
+        OnnxEngine(bundle, threads=usable_cpus(), precision=name, provider="cpu") for name in ("float32", precision)
+    )
     for graph in bundle.manifest.graphs:
         pixels = image_array(images, graph.size_px)
         zeros = np.zeros(len(pixels), np.float32)
-        one, other = (engine.infer(pixels, zeros).logits.argmax(1) for engine in engines)
-        if (agreement := float((one == other).mean())) < AGREEMENT:
-            raise ExportError(f"{graph.int8_file} agrees with {graph.file} on {agreement:.0%} of the images alone")
-
-
-def int8_file(name: str) -> str:
-    """The name of a graph's int8 form."""
-    return name.removesuffix(".onnx") + ".int8.onnx"
+        first, second = (engine.infer(pixels, zeros).logits.argmax(1) for engine in (one, other))
+        if (agreement := float((first == second).mean())) < AGREEMENT:
+            name = graph.file_in(precision)
+            raise ExportError(f"{name} agrees with {graph.file} on {agreement:.0%} of the images alone")
 
 
 def _feeds(images: NDArray[np.uint8]) -> Iterator[dict[str, NDArray[Any]]]:

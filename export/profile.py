@@ -22,9 +22,8 @@ from numpy.typing import NDArray
 
 from export.parity import image_array
 from models.data import DataError, load_images
-from service.artifact import Bundle, load_bundle
+from service.artifact import Bundle, Precision, load_bundle
 from service.cpu import usable_cpus
-from service.engine import Precision
 from service.errors import ServiceError
 
 KINDS = {

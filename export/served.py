@@ -11,10 +11,10 @@ from torch import Tensor
 
 from models.checkpoint import CheckpointError
 from models.evaluate import Answers
-from service.artifact import load_bundle
+from service.artifact import Precision, load_bundle
 from service.cpu import usable_cpus
-from service.engine import OnnxEngine, Precision
 from service.errors import ServiceError
+from service.onnx_engine import OnnxEngine
 
 
 class Served(NamedTuple):
@@ -37,6 +37,6 @@ def open_bundle(folder: Path, precision: Precision = "float32") -> Served:
         out = engine.infer(pixels.numpy(), threshold.numpy())
         return torch.from_numpy(out.logits), torch.from_numpy(out.kept)
 
-    provider = engine.providers[0].removesuffix("ExecutionProvider")
+    provider = engine.execution.providers[0].removesuffix("ExecutionProvider")
     runtime = f"onnxruntime {ort.__version__} ({provider}, {precision}), the served graphs"
     return Served(bundle.manifest.sizes_px, answers, runtime)

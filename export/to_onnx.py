@@ -17,8 +17,12 @@ from pathlib import Path
 import onnx
 import torch
 from onnx import ModelProto, TensorProto, helper
-from onnxscript import optimizer
+from onnxruntime.transformers.float16 import convert_float_to_float16
+from onnxscript import ir, optimizer
 from torch import Tensor, nn
+
+from export.fuse import fuse
+from service.artifact import Precision
 
 OPSET = 20  # LayerNormalization is an operator since 17, Gelu since 20
 FOLD_LIMIT = 64  # elements; constants above it stay as they are, so that no piece of a weight is copied into the graph
@@ -54,16 +58,24 @@ def safetensors_spans(file: Path) -> dict[str, Span]:
 def to_onnx(
     module: nn.Module, inputs: tuple[Tensor, ...], names: tuple[tuple[str, ...], tuple[str, ...]], weights: Path
 ) -> ModelProto:
-    """Export `module` with a dynamic batch and external weights.
-
-    Args:
-        module: a module of `export.graph`, in evaluation mode, whose parameters were loaded from `weights`.
-        inputs: example inputs, batch first.
-        names: input and output names.
-        weights: the safetensors file the graph's weights point into, by its bare name.
+    """`trace` with external weights, in float32.
 
     Raises:
-        ExportError: a weight of the graph isn't in the file.
+        ExportError: a weight of the graph isn't in the file `weights`, into which they point by its bare name.
+    """
+    return externalise(trace(module, inputs, names), weights)
+
+
+def trace(module: nn.Module, inputs: tuple[Tensor, ...], names: tuple[tuple[str, ...], tuple[str, ...]]) -> ModelProto:
+    """Export `module` with a dynamic batch, its weights inside and fused operators.
+
+    Args:
+        module: a module of `export.graph`, in evaluation mode.
+        inputs: example inputs, batch first.
+        names: input and output names.
+
+    Raises:
+        ExportError: the exporter gives nothing.
     """
     batch = torch.export.Dim("batch", min=1, max=4096)
     with warnings.catch_warnings():
@@ -89,11 +101,30 @@ def to_onnx(
     )
     model = program.model_proto
     _strip_provenance(model)
-    return externalise(model, weights)
+    return fuse(model)
+
+
+def halved(model: ModelProto) -> ModelProto:
+    """A copy of a traced graph that computes in float16, for GPUs; its inputs and outputs keep their types.
+
+    What is computed from weights alone stays float32: the runtime folds it on the CPU, which has no such kernels in
+    float16.
+    """
+    half, constant, folded = ModelProto(), {tensor.name for tensor in model.graph.initializer}, []
+    half.CopyFrom(model)
+    for node in half.graph.node:
+        if constant.issuperset(node.input):
+            constant.update(node.output)
+            folded.append(node.name)
+    converted = ir.from_proto(convert_float_to_float16(half, keep_io_types=True, node_block_list=folded))
+    converted.graph.sort()  # casts of inputs were appended
+    return ir.to_proto(converted)
 
 
 def externalise(model: ModelProto, weights: Path) -> ModelProto:
-    """Replace every parameter by fp16 external data and a Cast to float32, which the runtime folds when it loads.
+    """Replace every parameter of a traced graph, in place, by external data: fp16 as it is stored.
+
+    Where the graph computes in float32 there is a Cast behind it, which the runtime folds when it loads.
 
     Raises:
         ExportError: a large initializer has no counterpart in `weights`.
@@ -108,17 +139,25 @@ def externalise(model: ModelProto, weights: Path) -> ModelProto:
                 raise ExportError(f"{initializer.name} {list(initializer.dims)} isn't in {weights.name}")
             kept.append(initializer)
             continue
-        stored = TensorProto(name=f"{initializer.name}.fp16", data_type=TensorProto.FLOAT16, dims=initializer.dims)
+        halves = initializer.data_type == TensorProto.FLOAT16
+        name = initializer.name if halves else f"{initializer.name}.fp16"
+        stored = TensorProto(name=name, data_type=TensorProto.FLOAT16, dims=initializer.dims)
         stored.data_location = TensorProto.EXTERNAL
         for key, value in (("location", weights.name), ("offset", span.offset), ("length", span.length)):
             stored.external_data.add(key=key, value=str(value))
         kept.append(stored)
-        casts.append(helper.make_node("Cast", [stored.name], [initializer.name], to=TensorProto.FLOAT))
+        if not halves:
+            casts.append(helper.make_node("Cast", [stored.name], [initializer.name], to=TensorProto.FLOAT))
     nodes = [*casts, *model.graph.node]
     del model.graph.initializer[:], model.graph.node[:]
     model.graph.initializer.extend(kept)
     model.graph.node.extend(nodes)
     return model
+
+
+def in_precision(name: str, precision: Precision) -> str:
+    """The file name of a graph's form in another precision."""
+    return name.removesuffix(".onnx") + ("" if precision == "float32" else f".{precision}") + ".onnx"
 
 
 def _strip_provenance(model: ModelProto) -> None:

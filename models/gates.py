@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
@@ -70,11 +71,16 @@ class ContextGate(Gate):
     def forward(self, block: Block, x: Tensor, normed: Tensor, prefix: int) -> Tensor:
         B, N, _ = x.shape
         patches = normed[:, prefix:]
-        hidden = self.fc1(patches)  # (B, P, hidden)
+        terms = []
         if self.cls is not None:
-            hidden = hidden + self.cls(normed[:, :1])
+            terms.append((self.cls.weight, normed[:, 0]))
         if self.mean is not None:
-            hidden = hidden + self.mean(patches.mean(1, keepdim=True))
+            terms.append((self.mean.weight, patches.mean(1)))
+        shift: Tensor = self.fc1.bias
+        if terms:  # both in one product
+            weights, seen = zip(*terms, strict=True)
+            shift = F.linear(torch.cat(seen, 1), torch.cat(weights, 1), self.fc1.bias)[:, None]  # (B, 1, hidden)
+        hidden = F.linear(patches, self.fc1.weight) + shift  # (B, P, hidden)
         return self.fc2(self.act(hidden)).reshape(B, N - prefix)
 
     def macs(self, patches: int, width: int) -> int:

@@ -15,22 +15,18 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.layers import LayerScale, Mlp
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
 
 from models.backbone import reads_prefix_only
-from models.config import Attention, PrunedViTConfig
+from models.config import Attention as AttentionMode
+from models.config import PrunedViTConfig
 from models.gates import build_gate
 from models.regularise import SCALINGS
 from models.selection import keep_patches, keep_tokens, kept_rows
 
 Execution = Literal["masked", "sparse"]
 Decide = Callable[[Tensor, Tensor], Tensor]  # gate logits (B, P), thresholds (B,) -> kept (B, P)
-
-
-def by_score(logits: Tensor, threshold: Tensor) -> Tensor:
-    """The rule of inference: keep a patch whose score, the sigmoid of its logit, is above its image's threshold."""
-    return keep_patches(logits.sigmoid(), threshold)
 
 
 class UnsupportedModel(ValueError):
@@ -96,7 +92,7 @@ class PrunedViT(nn.Module):
         return self.gates[str(layer)](block, x, normed, self.vit.num_prefix_tokens)
 
     def forward(
-        self, images: Tensor, threshold: Tensor, execution: Execution = "masked", decide: Decide = by_score
+        self, images: Tensor, threshold: Tensor, execution: Execution = "masked", decide: Decide = keep_patches
     ) -> PrunedOutput:
         """Classify with each image's own score threshold.
 
@@ -121,9 +117,9 @@ class PrunedViT(nn.Module):
                 scores, kept = logits.sigmoid(), decide(logits, threshold)
                 x = run(block, x, normed, keep_tokens(kept, prefix), self.config)
             elif layer == self.layers - 1 and reads_prefix_only(self.vit):
-                x = prefix_block(block, x, prefix)
+                x = plain_block(block, x, prefix)
             else:
-                x = block(x)
+                x = block(x) if execution == "masked" else plain_block(block, x, x.shape[1])
             all_scores.append(scores)
             all_kept.append(kept)
         return PrunedOutput(self.head(x), torch.stack(all_scores, 1), torch.stack(all_kept, 1))
@@ -168,51 +164,59 @@ def sparse_block(block: Block, x: Tensor, normed: Tensor, keep: Tensor, config: 
     return tokens.index_put((kept,), rows).reshape(B, N, C)
 
 
-def prefix_block(block: Block, x: Tensor, prefix: int) -> Tensor:
-    """One layer, exactly, for the prefix tokens alone; patches are context: x (B, N, C) -> (B, prefix, C)."""
+def plain_block(block: Block, x: Tensor, first: int) -> Tensor:
+    """One layer for the `first` tokens alone, exactly; all are their context: x (B, N, C) -> (B, first, C).
+
+    timm's own block where `first` is N, with fewer operators: LayerScales go into the weights.
+    """
     B, N, C = x.shape
-    attn, normed = block.attn, block.norm1(x)
-    query = _project(attn.qkv, normed[:, :prefix], 0, C)
-    key, value = (_project(attn.qkv, normed, i * C, (i + 1) * C) for i in (1, 2))
-    query, key, value = (
-        t.reshape(B, -1, attn.num_heads, attn.head_dim).transpose(1, 2) for t in (query, key, value)
-    )  # (B, h, prefix or N, d)
-    mixed = F.scaled_dot_product_attention(attn.q_norm(query), attn.k_norm(key), value)
-    mixed = attn.norm(mixed.transpose(1, 2).reshape(B, prefix, C))
-    x = x[:, :prefix] + block.drop_path1(block.ls1(attn.proj(mixed)))
-    return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+    normed = block.norm1(x)
+    every = normed.flatten(0, 1)
+    query = _project(block.attn, 0, normed[:, :first].flatten(0, 1))
+    key, value = _project(block.attn, 1, every), _project(block.attn, 2, every)
+    mixed = block.attn.norm(_mix(block.attn, query, key, value, B))
+    x = x[:, :first] + block.drop_path1(_scaled(block.ls1, block.attn.proj, mixed).reshape(B, first, C))
+    return x + block.drop_path2(_feed_forward(block, block.norm2(x)))
 
 
-def _project(linear: nn.Linear, x: Tensor, start: int, end: int) -> Tensor:
-    """Rows `start` to `end` of a linear layer alone."""
-    return F.linear(x, linear.weight[start:end], None if linear.bias is None else linear.bias[start:end])
+def _project(attn: Attention, part: int, x: Tensor) -> Tensor:
+    """Queries (part 0), keys (1) or values (2) alone."""
+    rows = slice(part * attn.attn_dim, (part + 1) * attn.attn_dim)
+    return F.linear(x, attn.qkv.weight[rows], None if attn.qkv.bias is None else attn.qkv.bias[rows])
 
 
-def _attend(block: Block, normed: Tensor, keep: Tensor, kept: Tensor, attention: Attention) -> Tensor:
+def _attend(block: Block, normed: Tensor, keep: Tensor, kept: Tensor, attention: AttentionMode) -> Tensor:
     """Attention of kept queries, images apart: normed (B, N, C), kept (M,) of keep (B, N) -> projected output (M, C).
 
     Projections run on kept rows. The products within attention run on all N places of an image, so that no image's
-    arithmetic depends on its neighbours: an idle place repeats the query of the kept token before it (a prefix token
-    comes first), and what comes of that is dropped.
+    arithmetic depends on its neighbours: an idle place holds anything finite, and what comes of it is dropped.
     """
-    attn = block.attn
-    (B, N, _), C = normed.shape, attn.attn_dim
-    every = normed.flatten(0, 1)
+    attn, every = block.attn, normed.flatten(0, 1)
     rows = every.index_select(0, kept)  # (M, C)
-    places = keep.flatten().cumsum(0) - 1  # (B * N,) of each token among the kept rows, or of the one before it
 
-    query = _project(attn.qkv, rows, 0, C).index_select(0, places)
-    query = query.reshape(B, N, attn.num_heads, attn.head_dim).transpose(1, 2)  # (B, h, N, d)
+    def everywhere(projected: Tensor) -> Tensor:
+        """Rows of kept tokens (M, C) in their places among all (B * N, C)."""
+        return every.index_put((kept,), projected)
+
+    query = everywhere(_project(attn, 0, rows))
     if attention == "full_context":
-        both = _project(attn.qkv, every, C, 3 * C)
+        key, value, mask = _project(attn, 1, every), _project(attn, 2, every), None
     else:
-        both = _project(attn.qkv, rows, C, 3 * C).index_select(0, places)
-    key, value = both.reshape(B, N, 2, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)  # (B, h, N, d) each
-    weights = (attn.q_norm(query) * attn.scale) @ attn.k_norm(key).transpose(-2, -1)  # (B, h, N, N)
-    if attention == "kept_only":
-        weights = weights.masked_fill(~keep[:, None, None, :], -math.inf)
-    mixed = (weights.softmax(-1) @ value).transpose(1, 2).reshape(B * N, C).index_select(0, kept)  # (M, C)
+        key, value = everywhere(_project(attn, 1, rows)), everywhere(_project(attn, 2, rows))
+        mask = keep[:, None, None, :]
+    mixed = _mix(attn, query, key, value, keep.shape[0], mask).index_select(0, kept)  # (M, C)
     return _scaled(block.ls1, attn.proj, attn.norm(mixed))
+
+
+def _mix(attn: Attention, query: Tensor, key: Tensor, value: Tensor, B: int, mask: Tensor | None = None) -> Tensor:
+    """Softmax attention: query (B * Q, C), key and value (B * N, C), mask (B, 1, 1, N) -> (B * Q, C)."""
+    query, key, value = (
+        t.reshape(B, -1, attn.num_heads, attn.head_dim).transpose(1, 2) for t in (query, key, value)
+    )  # (B, h, Q or N, d)
+    weights = (attn.q_norm(query) * attn.scale) @ attn.k_norm(key).transpose(-2, -1)  # (B, h, Q, N)
+    if mask is not None:
+        weights = weights.masked_fill(~mask, -math.inf)
+    return (weights.softmax(-1) @ value).transpose(1, 2).flatten(2).flatten(0, 1)
 
 
 def _feed_forward(block: Block, x: Tensor) -> Tensor:

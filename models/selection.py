@@ -1,4 +1,4 @@
-"""PURE: from gate scores and thresholds to kept patches, and from kept tokens to the rows of the sparse path.
+"""PURE: from gate logits and thresholds to kept patches, and from kept tokens to the rows of the sparse path.
 
 Kept tokens of a batch are packed without padding: (B, N) keep mask -> M flat rows, M = all kept tokens of all images.
 Every token-wise operation (LayerNorm, projections, MLP) runs on those M rows.
@@ -13,19 +13,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def keep_patches(scores: Tensor, threshold: Tensor) -> Tensor:
-    """Which patches to compute: score above the image's threshold; all of them at threshold 0.
+def keep_patches(logits: Tensor, threshold: Tensor) -> Tensor:
+    """Which patches to compute: those whose score, the sigmoid of the gate's logit, is above the image's threshold.
+
+    Compared are logits: a sigmoid saturates, and threshold 0 must keep every patch, threshold 1 none.
 
     Args:
-        scores: (B, P) float in [0, 1].
+        logits: (B, P) float, finite.
         threshold: (B,) float in [0, 1].
 
     Returns:
-        (B, P) bool. At threshold 1 nothing is kept, since no score is above 1.
+        (B, P) bool.
     """
-    limit = threshold[:, None]
-    # A saturated sigmoid is exactly 0, which is not above 0: threshold 0 must keep it all the same.
-    return (scores > limit) | (limit <= 0)
+    return logits > threshold.logit()[:, None]
 
 
 def straight_through(noise: float) -> Callable[[Tensor, Tensor], Tensor]:

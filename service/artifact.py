@@ -21,6 +21,7 @@ MANIFEST = "manifest.json"
 
 Ratio = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Precision = Literal["float32", "float16", "int8"]
 
 
 class _Frozen(BaseModel):
@@ -59,11 +60,16 @@ class Graph(_Frozen):
     file: str
     size_px: int = Field(gt=0)
     int8_file: str | None = None  # the same with its large products in int8, for CPUs
+    float16_file: str | None = None  # the same throughout in float16, for GPUs
     patches: int = Field(gt=0)
     dense_macs: int = Field(gt=0)  # the plain model at this size: no gates, every token computed that anything reads
     timm_forward_macs: int = Field(gt=0)  # timm's own forward: the last layer's unread patches too, same logits
     fixed_macs: int = Field(ge=0)  # outside the layers: patch embedding and head
     layer_macs: tuple[LayerMacs, ...]
+
+    def file_in(self, precision: Precision) -> str | None:
+        """The file of this graph in a precision; None if the bundle has none."""
+        return {"float32": self.file, "float16": self.float16_file, "int8": self.int8_file}[precision]
 
 
 class Spread(_Frozen):
@@ -85,8 +91,8 @@ class CalibrationPoint(_Frozen):
     accuracy: Share
 
 
-class Int8Point(_Frozen):
-    """int8 beside float32 at one pair of input size and threshold, on the same test images."""
+class PrecisionPoint(_Frozen):
+    """A lower precision beside float32 at one pair of input size and threshold, on the same test images."""
 
     size_px: int
     threshold: Share
@@ -139,7 +145,8 @@ class Manifest(_Frozen):
     presets: dict[Literal["full", "balanced", "economy"], Preset]
     calibration: tuple[CalibrationPoint, ...]
     evaluation: Evaluation
-    int8: tuple[Int8Point, ...] = ()
+    int8: tuple[PrecisionPoint, ...] = ()
+    float16: tuple[PrecisionPoint, ...] = ()
     origin: Origin
     files: dict[str, FileDigest]
 
@@ -152,7 +159,7 @@ class Manifest(_Frozen):
             raise ValueError(f"every graph needs layer_macs for all {self.layers} layers")
         if not self.gated_layers or not set(self.gated_layers) <= set(range(self.layers)):
             raise ValueError(f"gated_layers must name some of the {self.layers} layers: {self.gated_layers}")
-        graphs = [name for graph in self.graphs for name in (graph.file, graph.int8_file) if name]
+        graphs = [name for graph in self.graphs for name in (graph.file, graph.int8_file, graph.float16_file) if name]
         for name in (*graphs, self.masked_graph):
             if name not in self.files:
                 raise ValueError(f"files has no digest for {name}")

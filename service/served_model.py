@@ -13,10 +13,11 @@ from service.controller import Controller
 from service.cost import CostModel
 from service.cpu import usable_cpus
 from service.decode_pool import DecodePool
-from service.engine import Engine, OnnxEngine, warm_up
+from service.engine import Engine, warm_up
 from service.errors import BundleError, InferenceFailed
 from service.guard import Guard
 from service.metrics import Metrics
+from service.onnx_engine import OnnxEngine
 from service.planner import Planner
 from service.settings import Settings
 from service.users import Users
@@ -69,9 +70,15 @@ def load_model_bundle(settings: Settings, name: str) -> Bundle:
     return bundle
 
 
-def load_engine(settings: Settings, bundle: Bundle) -> OnnxEngine:
-    """The bundle's graphs, warm, on as many threads as the settings or the CPUs allow; BundleError if one fails."""
-    engine = OnnxEngine(bundle, threads=settings.threads or usable_cpus(), precision=settings.precision)
+def load_engine(settings: Settings, bundle: Bundle) -> Engine:
+    """The bundle's graphs, warm, as the settings say; BundleError if one fails, SettingsError if they can't be met."""
+    engine = OnnxEngine(
+        bundle,
+        threads=settings.threads or usable_cpus(),
+        precision=settings.precision,
+        provider=settings.provider,
+        max_batch_size=settings.max_batch_size,
+    )
     try:
         warm_up(engine, bundle.manifest.sizes_px, max_batch_size=settings.max_batch_size)
     except InferenceFailed as error:

@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from service.artifact import Precision
+
 ENV_PREFIX = "SKIPVIT_"
 DEFAULT_PORT = 8000
 
@@ -56,10 +58,15 @@ class Settings(BaseSettings):
         description="Threads that compute one batch; 0 takes the CPUs the process may use. Fewer leave CPU to decoding "
         "and to neighbours, at the price of slower batches.",
     )
-    precision: Literal["float32", "int8"] = Field(
+    precision: Precision = Field(
         "float32",
-        description="Of the large matrix products. int8 answers about 1.5 times as many images, always on the CPU; a "
-        "few answers change, the manifest says how many.",
+        description="Of the large matrix products. int8, for CPUs, answers about 1.5 times as many images; float16 is "
+        "for GPUs. With either a few answers change, the manifest says how many.",
+    )
+    provider: Literal["auto", "cpu", "cuda", "tensorrt"] = Field(
+        "auto",
+        description="Where the graphs run: auto takes CUDA where ONNX Runtime has it, but the CPU for int8, and the "
+        "CPU otherwise. tensorrt may be faster than cuda, and builds its engines for minutes at every start.",
     )
     decode_threads: int = Field(
         0,

@@ -20,8 +20,8 @@ from models.frontier import frontier
 from models.macs import shape_of, used_macs
 from service import macs as served_macs
 from service.artifact import Bundle, load_bundle
-from service.engine import OnnxEngine
 from service.errors import InferenceFailed
+from service.onnx_engine import OnnxEngine
 from service.preprocess import resize_crop
 
 ZOO = Path(__file__).parent.parent / "models" / "zoo"

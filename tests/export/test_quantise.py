@@ -19,8 +19,8 @@ from export.int8 import write_int8
 from export.quantise import Range, observe, products, quantise
 from export.to_onnx import ExportError
 from service.artifact import Bundle, load_bundle
-from service.engine import OnnxEngine
 from service.errors import BundleError
+from service.onnx_engine import OnnxEngine
 
 K, N = 24, 16
 RNG = np.random.default_rng(0)

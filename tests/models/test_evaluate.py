@@ -21,7 +21,8 @@ from models.frontier import frontier
 from models.labels import keep_labels
 from models.macs import shape_of, used_macs
 from models.preprocessing import normalise
-from service.engine import EngineOutput, OnnxEngine
+from service.engine import EngineOutput
+from service.onnx_engine import OnnxEngine
 from tests.conftest import GATED, SIZE_PX, SMALL_PX
 
 

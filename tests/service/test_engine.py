@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.artifact import Bundle, load_bundle
-from service.engine import EngineOutput, OnnxEngine, check_output, warm_up
+from service.engine import EngineOutput, check_output, warm_up
 from service.errors import BundleError, InferenceFailed
+from service.onnx_engine import OnnxEngine
 from tests.fakes import FakeEngine, fake_manifest
 
 
@@ -20,7 +21,7 @@ def bundle(tiny_bundle: Path) -> Bundle:
 
 @pytest.fixture(scope="module")
 def onnx(bundle: Bundle) -> OnnxEngine:
-    return OnnxEngine(bundle, threads=1, providers=["CPUExecutionProvider"])
+    return OnnxEngine(bundle, threads=1, provider="cpu")
 
 
 def noise(rows: int, size_px: int, seed: int = 0) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:

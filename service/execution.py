@@ -1,0 +1,125 @@
+"""How graphs run in ONNX Runtime: execution provider, threads, memory. Every choice is made here, with its reason.
+
+Figures are of the bundled model on 2 cores (`python -m export.execution`). It knows no bundle and no session.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, Literal, NamedTuple
+
+import onnxruntime as ort
+
+from service.artifact import Precision
+from service.errors import SettingsError
+
+Provider = Literal["auto", "cpu", "cuda", "tensorrt"]
+ProviderEntry = tuple[str, dict[str, str]]
+
+CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+_NEEDED = {"cpu": CPU, "cuda": CUDA, "tensorrt": TENSORRT}
+
+
+class Execution(NamedTuple):
+    """How every graph of a bundle runs."""
+
+    providers: tuple[str, ...]  # in order of preference; the CPU last
+    precision: Precision
+    threads: int  # that compute one batch, on the CPU
+    max_batch_size: int
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether tensors live in a GPU's memory."""
+        return self.providers[0] != CPU
+
+
+def choose_execution(
+    provider: Provider, precision: Precision, *, threads: int, max_batch_size: int, available: Sequence[str]
+) -> Execution:
+    """Settle what was left open, and refuse what can't be.
+
+    One instance with all threads, rather than one for each core: the queue then forms larger batches, weights are
+    held once, and a single image takes half as long.
+
+    Args:
+        provider: `auto` takes CUDA where the runtime has it, but the CPU for int8; the CPU otherwise. Never TensorRT,
+            which builds its engines for minutes at every start.
+        precision: of the large matrix products.
+        threads: at least 1.
+        max_batch_size: rows of the largest batch.
+        available: execution providers of this runtime.
+
+    Raises:
+        SettingsError: the provider isn't there, or doesn't run this precision; the message has the mend.
+    """
+    if provider == "auto":
+        provider = "cuda" if CUDA in available and precision != "int8" else "cpu"
+    if precision == "int8" and provider != "cpu":
+        raise SettingsError(
+            f"SKIPVIT_PRECISION=int8 is for CPUs, SKIPVIT_PROVIDER={provider} isn't one: set float16 or float32"
+        )
+    if _NEEDED[provider] not in available:
+        raise SettingsError(
+            f"SKIPVIT_PROVIDER={provider}: this ONNX Runtime has only {', '.join(available)}; "
+            "install the extra `service-gpu` instead of `service-cpu`, or set SKIPVIT_PROVIDER=auto"
+        )
+    chain = {"cpu": [CPU], "cuda": [CUDA, CPU], "tensorrt": [TENSORRT, CUDA, CPU]}[provider]
+    return Execution(tuple(name for name in chain if name in available), precision, threads, max_batch_size)
+
+
+def provider_entries(execution: Execution, size_px: int) -> list[ProviderEntry]:
+    """The providers with their options, for a graph of one input size. CUDA's and TensorRT's never ran on a GPU."""
+    options: dict[str, dict[str, str]] = {
+        CPU: {},
+        CUDA: {
+            # The default tries every convolution algorithm for every new batch size; there is one convolution.
+            "cudnn_conv_algo_search": "HEURISTIC",
+            "arena_extend_strategy": "kSameAsRequested",  # instead of doubling, as on the CPU
+        },
+        TENSORRT: {
+            # One engine for all batch sizes; without these it is built anew, for minutes, at each new one.
+            "trt_profile_min_shapes": _shapes(1, size_px),
+            "trt_profile_opt_shapes": _shapes(max(1, execution.max_batch_size // 2), size_px),
+            "trt_profile_max_shapes": _shapes(execution.max_batch_size, size_px),
+        },
+    }
+    return [(name, options[name]) for name in execution.providers]
+
+
+def session_options(execution: Execution) -> ort.SessionOptions:
+    """Options of every session."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = execution.threads
+    options.inter_op_num_threads = 1  # the graph is a chain: there is nothing to run beside
+    options.log_severity_level = 3
+    # Batch size and kept patches change from run to run, so a plan for one shape's memory rarely fits the next. The
+    # arena stays on, one for all sizes: it keeps the largest run's memory, and `warm_up` makes that run first, so that
+    # the process reaches its size before it is ready and not under its first load.
+    options.enable_mem_pattern = False
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    # `session.intra_op.allow_spinning` stays at its default, on: between the operators of a run threads would
+    # otherwise sleep and wake hundreds of times a batch. They stop when it ends: another size's session, with threads
+    # of its own, may run next, and would share the CPUs with them for a while.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    _share_arena()
+    return options
+
+
+def available_providers() -> list[str]:
+    """The execution providers of this runtime."""
+    found: list[Any] = ort.get_available_providers()
+    return [str(name) for name in found]
+
+
+def _shapes(rows: int, size_px: int) -> str:
+    return f"images:{rows}x{size_px}x{size_px}x3,threshold:{rows}"
+
+
+@cache
+def _share_arena() -> None:
+    """Make the one CPU arena that all sessions of this process take their memory from."""
+    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    grow_as_asked = 1  # instead of doubling
+    ort.create_and_register_allocator(memory, ort.OrtArenaCfg(0, grow_as_asked, -1, -1))
