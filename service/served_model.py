@@ -11,13 +11,13 @@ from service.batcher import Batcher
 from service.cache import AnswerCache
 from service.controller import Controller
 from service.cost import CostModel
-from service.cpu import usable_cpus
 from service.decode_pool import DecodePool
-from service.engine import Engine, OnnxEngine, warm_up
+from service.engine import Engine, warm_up
 from service.errors import BundleError, InferenceFailed
 from service.guard import Guard
 from service.metrics import Metrics
 from service.planner import Planner
+from service.runtime import make_engine
 from service.settings import Settings
 from service.users import Users
 
@@ -69,9 +69,14 @@ def load_model_bundle(settings: Settings, name: str) -> Bundle:
     return bundle
 
 
-def load_engine(settings: Settings, bundle: Bundle) -> OnnxEngine:
-    """The bundle's graphs, warm, on as many threads as the settings or the CPUs allow; BundleError if one fails."""
-    engine = OnnxEngine(bundle, threads=settings.threads or usable_cpus(), precision=settings.precision)
+def load_engine(settings: Settings, bundle: Bundle) -> Engine:
+    """The engine that the settings choose, warm.
+
+    Raises:
+        SettingsError: its runtime isn't installed, or can't do what another setting asks for.
+        BundleError: it can't load the bundle, or its first run fails.
+    """
+    engine = make_engine(settings, bundle)
     try:
         warm_up(engine, bundle.manifest.sizes_px, max_batch_size=settings.max_batch_size)
     except InferenceFailed as error:
