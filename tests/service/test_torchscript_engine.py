@@ -211,7 +211,7 @@ def test_a_runtime_that_isnt_installed_is_named_with_its_extra(
         load_engine(Settings.model_validate({"engine": name}), fake_bundle())
 
 
-def test_a_process_serves_from_torchscript(torchscript_bundle: Path) -> None:
+def test_a_process_serves_from_torchscript_and_says_so(torchscript_bundle: Path) -> None:
     environment = {
         "SKIPVIT_ENGINE": "torchscript",
         "SKIPVIT_PORT": "0",
@@ -226,5 +226,8 @@ def test_a_process_serves_from_torchscript(torchscript_bundle: Path) -> None:
             (result,) = json.load(response)["results"]
         assert result["predictions"][0]["label"] in ("blue", "green", "red")
         assert result["skipped_patches"]["patches"] == 16
+        with urllib.request.urlopen(f"{server.url}/v2/models/tiny/config", timeout=30) as response:
+            config = json.load(response)
+        assert (config["platform"], config["backend"]) == ("pytorch_libtorch", "pytorch")
         code, log = server.stop()
     assert code == 0, log
