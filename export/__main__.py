@@ -2,13 +2,15 @@
 
     python -m export --checkpoint runs/joint --out models/zoo/NAME --images IMAGES --origin TEXT
     python -m export --checkpoint models/zoo/NAME --out models/zoo/NAME        (write a bundle's graphs anew)
-    python -m export --checkpoint models/zoo/NAME --out . --format torchscript
+    python -m export --checkpoint models/zoo/NAME --out models/zoo/NAME --format torchscript
 
 The checkpoint folder must hold what `models.train` and `models.evaluate` wrote: train.json, evaluation.json (test
 images) and calibration.json (held-out ones); the input sizes of calibration.json are those that the bundle serves.
 IMAGES are a few real ones, in an image folder, to prove parity on; a bundle's own samples by default.
 With --calibrate there are int8 graphs too, their ranges observed on DATA's held-out training images; a bundle that has
 them is written anew with them. `python -m export.precision` then measures what int8 costs.
+TorchScript is a file for each input size of the bundle, `model.pt` and `model-<px>.pt`, and `torchscript.json`, which
+records them: in the bundle's folder they are served with SKIPVIT_ENGINE=torchscript.
 Exits 1 when parity doesn't hold, 2 for input that can't be used. The last line of the output is one JSON object.
 """
 
@@ -20,14 +22,14 @@ import sys
 from pathlib import Path
 
 from export.bundle import read_source, write_bundle
-from export.parity import Parity, compare, image_array, torchscript_infer
+from export.parity import Parity
 from export.to_onnx import ExportError
-from export.to_torchscript import to_torchscript
-from models import checkpoint
+from export.to_torchscript import write_torchscript
 from models.checkpoint import CheckpointError
 from models.data import DataError, LabelledImages, load_images, split_holdout
 from models.pruned_vit import UnsupportedModel
 from service.artifact import Origin
+from service.errors import BundleError
 
 SAMPLES = "samples"
 
@@ -55,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
         images = load_images(options.images or str(options.checkpoint / SAMPLES), "test", 1)
         run = _torchscript if options.format == "torchscript" else _bundle
         parities = run(options, images)
-    except (CheckpointError, DataError, UnsupportedModel, ValueError) as error:
+    except (CheckpointError, DataError, UnsupportedModel, BundleError, ValueError) as error:
         print(f"export: {error}", file=sys.stderr)
         return 2
     except ExportError as error:
@@ -77,11 +79,7 @@ def _bundle(options: argparse.Namespace, images: LabelledImages) -> dict[str, Pa
 
 
 def _torchscript(options: argparse.Namespace, images: LabelledImages) -> dict[str, Parity]:
-    model = checkpoint.load(options.checkpoint)
-    file = options.out / "model.pt"
-    to_torchscript(model, file)
-    pixels = image_array(images, model.config.image_size_px)
-    return {file.name: compare(model, torchscript_infer(file), pixels)}
+    return write_torchscript(options.checkpoint, options.out, images)
 
 
 if __name__ == "__main__":

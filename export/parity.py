@@ -18,6 +18,7 @@ from export.graph import ServedViT
 from models.data import LabelledImages
 from models.pruned_vit import PrunedViT
 from service.engine import EngineOutput
+from service.torchscript_engine import load_module
 
 BATCH_SIZES = (1, 2, 7, 16)
 THRESHOLDS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -91,7 +92,7 @@ def onnx_infer(file: Path) -> Infer:
 
 def torchscript_infer(file: Path) -> Infer:
     """A TorchScript file, as a user would load it."""
-    module = torch.jit.load(str(file))
+    module = load_module(file)
 
     @torch.inference_mode()
     def infer(images: NDArray[np.uint8], threshold: NDArray[np.float32]) -> EngineOutput:

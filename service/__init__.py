@@ -1,4 +1,6 @@
-"""ISLAND 2, the service: numpy, ONNX Runtime and FastAPI. It loads no torch and imports no other room."""
+"""ISLAND 2, the service: numpy, ONNX Runtime and FastAPI. It imports no other room, and no torch unless TorchScript is
+what it is told to serve from.
+"""
 
 import os
 

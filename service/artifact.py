@@ -207,7 +207,9 @@ def load_bundle(path: Path) -> Bundle:
             f"{path / MANIFEST}: the name is {manifest.name!r}, the folder's is {path.name!r}: rename one"
         )
     for name, digest in manifest.files.items():
-        _verify(path, name, digest)
+        if (path / name).parent != path:
+            raise BundleError(f"{path / MANIFEST}: {name!r} is not a plain file name: {path_mend(path)}")
+        verify_file(path / name, digest, record=MANIFEST, mend=path_mend(path))
     return Bundle(path=path, manifest=manifest)
 
 
@@ -232,21 +234,17 @@ def _read_manifest(file: Path) -> Manifest:
         raise BundleError(f"{file}: {where}: {first['msg']}: {path_mend(file.parent)}") from None
 
 
-def _verify(path: Path, name: str, digest: FileDigest) -> None:
-    file = path / name
-    if file.parent != path:
-        raise BundleError(f"{path / MANIFEST}: {name!r} is not a plain file name: {path_mend(path)}")
+def verify_file(file: Path, digest: FileDigest, *, record: str, mend: str) -> None:
+    """Raise BundleError unless the file is what its digest in `record` says; `mend` ends the message."""
     try:
         if (size := file.stat().st_size) != digest.size_bytes:
-            raise BundleError(
-                f"{file}: {size} bytes, the manifest says {digest.size_bytes} (cut short?): {path_mend(path)}"
-            )
+            raise BundleError(f"{file}: {size} bytes, {record} says {digest.size_bytes} (cut short?): {mend}")
         with file.open("rb") as stream:
             actual = hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
-        raise BundleError(f"{file} can't be read ({error.strerror}): {path_mend(path)}") from None
+        raise BundleError(f"{file} can't be read ({error.strerror}): {mend}") from None
     if actual != digest.sha256:
-        raise BundleError(f"{file}: sha256 differs from the manifest's (corrupt or edited): {path_mend(path)}")
+        raise BundleError(f"{file}: sha256 differs from {record}'s (corrupt or edited): {mend}")
 
 
 def path_mend(path: Path) -> str:

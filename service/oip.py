@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 from service.artifact import Manifest
 from service.errors import BadRequest, TooLarge
 from service.oip_schemas import ModelConfiguration, ModelMetadata, TensorConfiguration, TensorMetadata
+from service.settings import EngineName
 from service.tensors import InferenceRequest, InputTensor, Parameters, RequestedOutput, Tensor, read_tensors
 
 Flag = TypeVar("Flag", bool, None)
 
-PLATFORM = "onnxruntime_onnx"
+PLATFORMS = {"onnxruntime": "onnxruntime_onnx", "torchscript": "pytorch_libtorch"}  # as Triton names them
+BACKENDS = {"onnxruntime": "onnxruntime", "torchscript": "pytorch"}
 EXTENSIONS = ["binary_tensor_data", "model_repository", "model_configuration"]
 TRITON_TYPES = {"TYPE_BOOL": 1, "TYPE_UINT8": 2, "TYPE_FP32": 11}  # numbers of its enumeration, for those in use
 MAX_TIMEOUT_US = 600_000_000
@@ -46,14 +48,14 @@ class Asked(NamedTuple):
         return int(self.images.shape[1])
 
 
-def describe(manifest: Manifest) -> ModelMetadata:
+def describe(manifest: Manifest, engine: EngineName) -> ModelMetadata:
     """The model's metadata; sizes that differ between its graphs are -1."""
     patches = {graph.patches for graph in manifest.graphs}
     side = manifest.full.size_px if len(manifest.graphs) == 1 else -1
     return ModelMetadata(
         name=manifest.name,
         versions=[manifest.version],
-        platform=PLATFORM,
+        platform=PLATFORMS[engine],
         inputs=[
             TensorMetadata(name="images", datatype="UINT8", shape=[-1, side, side, 3]),
             TensorMetadata(name="threshold", datatype="FP32", shape=[-1], optional=True),
@@ -67,16 +69,18 @@ def describe(manifest: Manifest) -> ModelMetadata:
     )
 
 
-def configure(manifest: Manifest) -> ModelConfiguration:
+def configure(manifest: Manifest, engine: EngineName) -> ModelConfiguration:
     """The same as Triton's configuration says it."""
 
     def of(tensor: TensorMetadata) -> TensorConfiguration:
         kind = f"TYPE_{tensor.datatype}"
         return TensorConfiguration(name=tensor.name, data_type=kind, dims=tensor.shape, optional=tensor.optional)
 
-    metadata = describe(manifest)
+    metadata = describe(manifest, engine)
     inputs, outputs = ([of(tensor) for tensor in tensors] for tensors in (metadata.inputs, metadata.outputs))
-    return ModelConfiguration(name=metadata.name, platform=metadata.platform, input=inputs, output=outputs)
+    return ModelConfiguration(
+        name=metadata.name, platform=metadata.platform, backend=BACKENDS[engine], input=inputs, output=outputs
+    )
 
 
 def max_json_bytes(manifest: Manifest, max_images: int) -> int:

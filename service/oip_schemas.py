@@ -46,7 +46,7 @@ class ModelConfiguration(BaseModel):
 
     name: str
     platform: str
-    backend: str = "onnxruntime"
+    backend: str
     max_batch_size: int = 0  # for Triton: the first dimension is one of the model's own, and so in its shapes
     input: list[TensorConfiguration]
     output: list[TensorConfiguration]

@@ -11,14 +11,13 @@ from service.batcher import Batcher
 from service.cache import AnswerCache
 from service.controller import Controller
 from service.cost import CostModel
-from service.cpu import usable_cpus
 from service.decode_pool import DecodePool
 from service.engine import Engine, warm_up
 from service.errors import BundleError, InferenceFailed
 from service.guard import Guard
 from service.metrics import Metrics
-from service.onnx_engine import OnnxEngine
 from service.planner import Planner
+from service.runtime import make_engine
 from service.settings import Settings
 from service.users import Users
 
@@ -71,14 +70,13 @@ def load_model_bundle(settings: Settings, name: str) -> Bundle:
 
 
 def load_engine(settings: Settings, bundle: Bundle) -> Engine:
-    """The bundle's graphs, warm, as the settings say; BundleError if one fails, SettingsError if they can't be met."""
-    engine = OnnxEngine(
-        bundle,
-        threads=settings.threads or usable_cpus(),
-        precision=settings.precision,
-        provider=settings.provider,
-        max_batch_size=settings.max_batch_size,
-    )
+    """The engine that the settings choose, warm.
+
+    Raises:
+        SettingsError: its runtime isn't installed, or can't do what another setting asks for.
+        BundleError: it can't load the bundle, or its first run fails.
+    """
+    engine = make_engine(settings, bundle)
     try:
         warm_up(engine, bundle.manifest.sizes_px, max_batch_size=settings.max_batch_size)
     except InferenceFailed as error:

@@ -17,6 +17,7 @@ ENV_PREFIX = "SKIPVIT_"
 DEFAULT_PORT = 8000
 
 PresetName = Literal["full", "balanced", "economy"]
+EngineName = Literal["onnxruntime", "torchscript"]
 
 
 class Settings(BaseSettings):
@@ -57,6 +58,12 @@ class Settings(BaseSettings):
         le=1024,
         description="Threads that compute one batch; 0 takes the CPUs the process may use. Fewer leave CPU to decoding "
         "and to neighbours, at the price of slower batches.",
+    )
+    engine: EngineName = Field(
+        "onnxruntime",
+        description="What runs the model. torchscript, for machines that have torch anyway, needs the extra "
+        "`service-torch` and files that `python -m export --format torchscript` writes; it takes more memory and has "
+        "no int8.",
     )
     precision: Precision = Field(
         "float32",

@@ -11,17 +11,18 @@ from fastapi import APIRouter
 from service.oip import configure
 from service.oip_schemas import ModelConfiguration
 from service.routes.v2 import PROTOCOL_RESPONSES, ModelDep, VersionDep
+from service.serving import ServingDep
 
 router = APIRouter(prefix="/v2/models", tags=["open inference protocol"], responses=PROTOCOL_RESPONSES)
 
 
 @router.get("/{name}/config", response_model_exclude_none=True)
-async def configuration(model: ModelDep) -> ModelConfiguration:
+async def configuration(model: ModelDep, serving: ServingDep) -> ModelConfiguration:
     """The model's inputs and outputs as Triton's configuration has them."""
-    return configure(model.manifest)
+    return configure(model.manifest, serving.settings.engine)
 
 
 @router.get("/{name}/versions/{version}/config", response_model_exclude_none=True)
-async def version_configuration(model: VersionDep) -> ModelConfiguration:
+async def version_configuration(model: VersionDep, serving: ServingDep) -> ModelConfiguration:
     """The same, for a version by name."""
-    return configure(model.manifest)
+    return configure(model.manifest, serving.settings.engine)

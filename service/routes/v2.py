@@ -128,15 +128,15 @@ async def server_ready(serving: ServingDep) -> Ready:
 
 
 @router.get("/models/{name}", response_model_exclude_none=True)
-async def model_metadata(model: ModelDep) -> ModelMetadata:
+async def model_metadata(model: ModelDep, serving: ServingDep) -> ModelMetadata:
     """The model's versions, inputs and outputs."""
-    return describe(model.manifest)
+    return describe(model.manifest, serving.settings.engine)
 
 
 @router.get("/models/{name}/versions/{version}", response_model_exclude_none=True)
-async def version_metadata(model: VersionDep) -> ModelMetadata:
+async def version_metadata(model: VersionDep, serving: ServingDep) -> ModelMetadata:
     """The same, for a version by name."""
-    return describe(model.manifest)
+    return describe(model.manifest, serving.settings.engine)
 
 
 @router.get("/models/{name}/ready")

@@ -117,11 +117,14 @@ def test_a_bundle_is_a_checkpoint_and_exports_to_the_same_bundle(
     tiny_bundle: Path, toy_images: Path, tmp_path: Path
 ) -> None:
     again = tmp_path / "tiny"
+    again.mkdir()
+    (again / "model.pt").write_bytes(b"somebody's TorchScript")
     arguments = ["--checkpoint", str(tiny_bundle), "--out", str(again), "--images", str(toy_images)]
     assert main(arguments) == 0
     before, after = load_bundle(tiny_bundle).manifest, load_bundle(again).manifest
     assert before.version == after.version
     assert before == after
+    assert (again / "model.pt").exists()
 
 
 def test_the_card_tells_the_table_and_the_origin(tiny_bundle: Path) -> None:
@@ -141,17 +144,6 @@ def test_the_card_tells_the_table_and_the_origin(tiny_bundle: Path) -> None:
     assert f"at thresholds from 0 to {limit} and input sizes in px (64, 32)" in card
     full = load_bundle(tiny_bundle).manifest.full
     assert f"{100 * (full.timm_forward_macs / full.dense_macs - 1):.1f} % more for the same logits" in card
-
-
-def test_torchscript_is_written_on_request_with_parity(
-    tiny_bundle: Path, toy_images: Path, tmp_path: Path, capsys: Capture, recwarn: pytest.WarningsRecorder
-) -> None:
-    arguments = ["--checkpoint", str(tiny_bundle), "--out", str(tmp_path), "--images", str(toy_images)]
-    assert main([*arguments, "--format", "torchscript"]) == 0
-    assert (tmp_path / "model.pt").exists()
-    figures = json.loads(capsys.readouterr().out.strip().splitlines()[-1])["model.pt"]
-    assert figures["holds"]
-    assert figures["identical_masks"] == 1
 
 
 @pytest.mark.parametrize(
