@@ -37,8 +37,7 @@ asyncio.run(serve())
 def timed(latency: float, inference: float, batch_size: int = 1, *, decode: float = 1, queue: float = 2) -> Timed:
     """Milliseconds in; the server's total is 2 ms more than its phases."""
     total = decode + queue + inference + 2
-    seconds = (value / 1e3 for value in (latency, decode, queue, inference, total))
-    return Timed(*seconds, batch_size=batch_size)
+    return Timed(latency / 1e3, decode / 1e3, queue / 1e3, inference / 1e3, total / 1e3, batch_size)
 
 
 def test_an_answer_is_read_without_rounding() -> None:
