@@ -149,6 +149,8 @@ def main(argv: list[str] | None = None, plan: Plan | None = None) -> int:
     result: dict[str, Any] = {"environment": environment.describe(command), "plan": asdict(plan), "fixed": FIXED}
     result["variables"] = _variables()
     try:
+        if plan.requests < 1 or plan.seconds <= 0:
+            raise ValueError("--requests is at least 1 and --seconds above 0")
         bench = Bench(plan, options.serve, options.out / "service.log", quiet=not sys.stderr.isatty())
         result |= {"images": bench.images.source, "start": bench.start()} | bench.serving() | {"memory": bench.memory()}
     except FailedRequest as error:

@@ -76,7 +76,9 @@ async def decoding(url: str, photos: Iterable[Photo], times: int) -> list[dict[s
 
 
 async def held_up(url: str, item: Photo, times: int) -> dict[str, Any]:
-    """Latency of /healthz every 20 ms, first beside nothing and then while large images are decoded.
+    """Latency of /healthz every 20 ms, first beside nothing and then while large images are sent and decoded.
+
+    As a caller sees it: what sending megabytes takes on this side, and waiting for a CPU, is in it.
 
     Raises:
         FailedRequest: a request wasn't answered with 200.

@@ -229,3 +229,8 @@ def test_a_service_that_fails_is_one_line(
     assert len(lines) == 1
     assert ("Inference failed" if code == 1 else "no model") in lines[0]
     assert not (tmp_path / "out" / "overhead.json").exists()
+
+
+def test_a_measurement_of_nothing_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--requests", "0"], SMALL) == 2
+    assert "--requests is at least 1" in capsys.readouterr().err
