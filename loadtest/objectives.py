@@ -39,7 +39,6 @@ def targets(result: Mapping[str, Any]) -> list[Held]:
         Held("ready after process start, median", start["ready_p50_s"], "s", START_S),
         *overheads,
         Held(many, together["ratio"], "", RATIO, at_least=True),
-        Held("the same over the engine undisturbed", together["undisturbed_ratio"], "", RATIO, at_least=True),
         Held("decoding p50, 32 px PNG", result["decoding"][0]["decode_p50_ms"], "ms", DECODE_MS),
         Held("resident memory when ready", start["resident_mb"], "MB", RESIDENT_MB),
         Held("resident memory at most, under load", found.get("most_mb"), "MB", RESIDENT_MB),
@@ -94,6 +93,8 @@ def _together(together: Mapping[str, Any]) -> list[str]:
     ]
     if together["generator_shares_cpus"]:
         lines.append("generator and server share CPUs: the engine's time under load has what it lost to the generator")
+    if together["undisturbed_ratio"] > 1:
+        lines.append("the engine undisturbed was slower than under load: something else ran, measure again")
     return lines
 
 

@@ -87,6 +87,25 @@ def test_a_target_is_met_up_to_its_very_value(held: Held, verdict: str) -> None:
     assert [row["verdict"] for row in objectives.rows([held])] == [verdict]
 
 
+@pytest.mark.parametrize(("ratio", "spoiled"), [(0.93, False), (1.01, True)])
+def test_an_engine_that_is_slower_undisturbed_spoils_the_run_in_words(ratio: float, spoiled: bool) -> None:
+    alone = added.alone([timed(26, 20)])
+    together = added.together([timed(26, 20)], 0.025) | {
+        "query": "preset=balanced",
+        "concurrency": 32,
+        "generator_cpu_ms_per_request": 0.2,
+        "generator_shares_cpus": False,
+        "undisturbed_images_per_s": 40.0,
+        "undisturbed_ratio": ratio,
+    }
+    held_up = {"image": "photo", "healthz_p50_ms": 1, "healthz_p99_ms": 2, "healthz_beside_nothing_p99_ms": 1}
+    found = {"alone": {"threshold=0": alone}, "together": together, "decoding": [], "held_up": held_up}
+    lines = objectives.details(found | {"memory": {"not_measured": "no /proc"}})
+    assert any("something else ran" in line for line in lines) is spoiled
+    assert not any("share CPUs" in line for line in lines)
+    assert lines[-1] == "memory wasn't measured: no /proc"
+
+
 def test_requests_on_their_way_rise_and_fall_between_one_and_the_most() -> None:
     levels = [memory.level(number) for number in range(2 * memory.PERIOD)]
     assert (min(levels), max(levels)) == (1, memory.MOST_TOGETHER)
@@ -213,7 +232,7 @@ def test_the_command_measures_every_part(measured: tuple[int, Path]) -> None:
     assert result["memory"]["requests"] == 120
     assert result["memory"]["sizes_px"] == [28, 14]
     assert result["environment"]["command"].startswith("python -m loadtest.overhead --seconds 0.3")
-    assert len(result["targets"]) == 8
+    assert len(result["targets"]) == 7
     assert (out / "memory.png").read_bytes().startswith(b"\x89PNG")
 
 
