@@ -63,10 +63,14 @@ def save_all(result: Row, folder: Path) -> list[Path]:
     files = []
     for name, draw in figures(result).items():
         files.append(folder / f"{name}.png")
-        figure = draw(result)
-        FigureCanvasAgg(figure)
-        figure.savefig(files[-1], dpi=DPI)
+        save(draw(result), files[-1])
     return files
+
+
+def save(figure: Figure, file: Path) -> None:
+    """Write a picture as a PNG."""
+    FigureCanvasAgg(figure)
+    figure.savefig(file, dpi=DPI)
 
 
 def latency_against_rate(result: Row) -> Figure:
@@ -77,7 +81,7 @@ def latency_against_rate(result: Row) -> Figure:
     title = f"99 % within {1e3 * slo_s:.0f} ms: {held_in_words(held.get(reference, 0.0))} at {named(reference)}"
     if best != reference:
         title += f", {held_in_words(held[best])} at {named(best)}"
-    figure = _figure(5.6, title, result)
+    figure = titled(5.6, title, result)
     axis = figure.subplots()
     drawn = [(rows, _style(query, result), named(query)) for query, rows in lines.items()]
     drawn += [(rows, ADAPTIVE, f"{named(query)}, adaptive") for query, rows in steady(result, adaptive=True).items()]
@@ -99,7 +103,7 @@ def latency_against_rate(result: Row) -> Figure:
         fontsize=9,
     )
     _log(axis, "y")
-    _panel(axis, "arrivals a second (open loop, Poisson)", "p99 latency, ms")
+    panel(axis, "arrivals a second (open loop, Poisson)", "p99 latency, ms")
     axis.set_xlim(left=0)
     axis.legend(frameon=False, fontsize=9, loc="upper left")
     return figure
@@ -109,7 +113,7 @@ def accuracy_against_latency(result: Row) -> Figure:
     """Top-1 against p99: for each arrival rate the operating points that none beats in both, the others faint."""
     lines = steady(result)
     top1 = {query: pooled(result, query) for query in lines}
-    figure = _figure(5.8, tradeoff(result), result)
+    figure = titled(5.8, tradeoff(result), result)
     axis = figure.subplots()
     rates = sorted({row["rate_rps"] for rows in lines.values() for row in rows})
     for index, rps in enumerate(rates):
@@ -126,7 +130,7 @@ def accuracy_against_latency(result: Row) -> Figure:
     left, right = axis.get_xlim()
     axis.set_xlim(left / 2.2, right)  # room for the names
     _name_levels(axis, {named(query): top1[query]["value"] for query in lines})
-    _panel(axis, "p99 latency, ms (better to the left)", f"top-1 accuracy, {images_in_words(result)}", percent_y=True)
+    panel(axis, "p99 latency, ms (better to the left)", f"top-1 accuracy, {images_in_words(result)}", percent_y=True)
     axis.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 
@@ -150,7 +154,7 @@ def adaptive_ramp(result: Row) -> Figure:
         f"Arrivals ramp up past capacity: answered within {1e3 * result['slo_s']:.0f} ms are "
         f"{100 * off['goodput_ratio']:.0f} % with fixed compute, {100 * on['goodput_ratio']:.0f} % with adaptive"
     )
-    figure = _figure(7.4, title, result)
+    figure = titled(7.4, title, result)
     (latency, missing), (macs, top1) = figure.subplots(2, 2, sharex=True)
     for adaptive, row in sorted(ramps.items()):
         bins = row["summary"]["timeline"]
@@ -175,10 +179,10 @@ def adaptive_ramp(result: Row) -> Figure:
         color=FAINT,
     )
     _log(latency, "y")
-    _panel(latency, "", "p99 latency, ms")
-    _panel(missing, "", "refused or too late", percent_y=True)
-    _panel(macs, "arrivals a second, rising with time", "MACs spent, of dense", percent_y=True)
-    _panel(top1, "arrivals a second, rising with time", "top-1 accuracy (95 % interval)", percent_y=True)
+    panel(latency, "", "p99 latency, ms")
+    panel(missing, "", "refused or too late", percent_y=True)
+    panel(macs, "arrivals a second, rising with time", "MACs spent, of dense", percent_y=True)
+    panel(top1, "arrivals a second, rising with time", "top-1 accuracy (95 % interval)", percent_y=True)
     missing.set_ylim(-0.02, 1.02)
     macs.set_ylim(0, 1.1)
     missing.legend(frameon=False, fontsize=9, loc="upper left")
@@ -198,7 +202,7 @@ def skipped_per_layer(result: Row) -> Figure:
         deepest = int(np.argmax(shown[most]))
         skips = f"{100 * max(shown[most]):.0f} % of the patches"
         title = f"Where work is saved: at {named(most)} layer {deepest + 1} skips {skips}"
-    figure = _figure(5.2, title, result)
+    figure = titled(5.2, title, result)
     axis = figure.subplots()
     gated = result["model"].get("gated_layers")
     for query, share in shares.items():
@@ -206,7 +210,7 @@ def skipped_per_layer(result: Row) -> Figure:
         skipped = [share[layer] for layer in at]
         style = _style(query, result)
         axis.plot([layer + 1 for layer in at], skipped, **style, marker="o", markersize=4, label=named(query))
-    _panel(axis, "layer, of those that have a gate", "patches skipped, mean over all answers", percent_y=True)
+    panel(axis, "layer, of those that have a gate", "patches skipped, mean over all answers", percent_y=True)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=16))
     axis.set_ylim(-0.02, 1)
     axis.legend(frameon=False, fontsize=9, loc="upper left")
@@ -241,7 +245,7 @@ def _ramp_rate(row: Row, bins: Sequence[Row]) -> list[float]:
     return [mean * (RAMP_FROM + (2 - 2 * RAMP_FROM) * item["at_s"] / end_s) for item in bins]
 
 
-def _figure(height_in: float, title: str, result: Row) -> Figure:
+def titled(height_in: float, title: str, result: Row) -> Figure:
     """An empty figure with the finding on top and the origin of its numbers at the bottom."""
     figure = Figure((WIDTH_IN, height_in), layout="constrained")
     about = result["environment"]
@@ -253,7 +257,8 @@ def _figure(height_in: float, title: str, result: Row) -> Figure:
     return figure
 
 
-def _panel(axis: Axes, below: str, beside: str, *, percent_y: bool = False) -> None:
+def panel(axis: Axes, below: str, beside: str, *, percent_y: bool = False) -> None:
+    """What the axes show, a faint grid, no box."""
     axis.set_xlabel(below)
     axis.set_ylabel(beside)
     axis.grid(alpha=0.25)
