@@ -28,7 +28,8 @@ def make_engine(settings: Settings, bundle: Bundle) -> Engine:
     if settings.engine == "torchscript":
         from service.torchscript_engine import TorchScriptEngine
 
-        return TorchScriptEngine(bundle, threads=threads)
+        on_gpu = {"auto": None, "cpu": False, "cuda": True}[settings.provider]
+        return TorchScriptEngine(bundle, threads=threads, on_gpu=on_gpu)
     from service.onnx_engine import OnnxEngine
 
     return OnnxEngine(
@@ -47,6 +48,8 @@ def _check(settings: Settings) -> None:
             f"SKIPVIT_ENGINE={settings.engine} needs {package}, which isn't installed: pip install {extra}, or set "
             "another SKIPVIT_ENGINE"
         )
+    if settings.engine == "torchscript" and settings.provider == "tensorrt":
+        raise SettingsError("SKIPVIT_PROVIDER=tensorrt is ONNX Runtime's: set SKIPVIT_ENGINE=onnxruntime")
     if settings.engine == "torchscript" and settings.precision != "float32":
         raise SettingsError(
             f"SKIPVIT_PRECISION={settings.precision} isn't there with SKIPVIT_ENGINE=torchscript, which is float32 "

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from service.artifact import Bundle
 from service.engine import EngineOutput, check_output
-from service.errors import BundleError, InferenceFailed
+from service.errors import BundleError, InferenceFailed, SettingsError
 from service.torchscript_record import find_torchscript, torchscript_mend
 
 if TYPE_CHECKING:
@@ -24,14 +24,16 @@ if TYPE_CHECKING:
 class TorchScriptEngine:
     """A bundle's TorchScript, one module for each input size, on a GPU where there is one; one thread at a time."""
 
-    def __init__(self, bundle: Bundle, *, threads: int) -> None:
+    def __init__(self, bundle: Bundle, *, threads: int, on_gpu: bool | None = None) -> None:
         """Load every file of the bundle's `torchscript.json`.
 
         Args:
             bundle: a verified bundle.
             threads: threads that compute one batch, at least 1; torch has one such number for the whole process.
+            on_gpu: whether to run on a GPU; None does where torch has one.
 
         Raises:
+            SettingsError: a GPU is asked for, and torch has none.
             BundleError: a file is missing, isn't what was recorded, or doesn't load.
         """
         import torch
@@ -39,7 +41,9 @@ class TorchScriptEngine:
         self._torch = torch
         torch.set_num_threads(threads)
         torch.backends.cudnn.allow_tf32 = False  # else a GPU rounds the patch embedding, a convolution, to 10 bits
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if on_gpu and not torch.cuda.is_available():
+            raise SettingsError("SKIPVIT_PROVIDER=cuda: this torch sees no GPU; set SKIPVIT_PROVIDER=auto")
+        self._device = torch.device("cpu" if on_gpu is False or not torch.cuda.is_available() else "cuda")
         self._classes = len(bundle.manifest.labels)
         self._layers = bundle.manifest.layers
         self._patches = {graph.size_px: graph.patches for graph in bundle.manifest.graphs}

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from service.artifact import Bundle, load_bundle
-from service.onnx_engine import OnnxEngine
 from service.errors import BundleError, InferenceFailed, SettingsError
+from service.onnx_engine import OnnxEngine
 from service.served_model import load_engine
 from service.settings import Settings
 from service.torchscript_engine import TorchScriptEngine, constants, load_module
@@ -53,7 +53,7 @@ def engine(bundle: Bundle) -> TorchScriptEngine:
 
 @pytest.fixture(scope="module")
 def onnx(bundle: Bundle) -> OnnxEngine:
-    return OnnxEngine(bundle, threads=1, providers=["CPUExecutionProvider"])
+    return OnnxEngine(bundle, threads=1, provider="cpu")
 
 
 def noise(rows: int, size_px: int, seed: int = 0) -> NDArray[np.uint8]:
