@@ -271,7 +271,7 @@ def main(argv: list[str] | None = None) -> int:
             points = tuple((int(size), float(threshold)) for size, threshold in pairs)
             if unknown := sorted({size for size, _ in points} - set(images)):
                 raise ValueError(f"{bundle.manifest.name} has no input size {unknown[0]} px")
-        has_int8 = all(graph.int8_file for graph in bundle.manifest.graphs)
+        has_int8 = "int8" in bundle.manifest.served
         precisions: tuple[Precision, ...] = ("float32", "int8") if has_int8 else ("float32",)
         rows = measure(bundle, images, batch_sizes, points, options.seconds, precisions)
     except (ServiceError, CheckpointError, DataError, ExportError, ValueError) as error:

@@ -8,14 +8,16 @@ import shutil
 import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+
+from torch import Tensor, nn
 
 from export.calibrate import calibration_points, choose_presets, dense_row
-from export.graph import INPUTS, OUTPUTS, ServedViT, example_inputs
+from export.graph import INPUTS, OUTPUTS, AnySizeViT, ServedViT, example_inputs
 from export.int8 import RANGES, check_precision, observe_all, write_int8
 from export.model_card import render
 from export.parity import Parity, compare, image_array, onnx_infer
-from export.to_onnx import ExportError, externalise, halved, in_precision, save, trace
+from export.to_onnx import ExportError, externalise, halved, in_precision, save, to_onnx, trace
 from models import checkpoint
 from models.checkpoint import at_size
 from models.data import LabelledImages
@@ -39,12 +41,14 @@ from service.cpu import usable_cpus
 from service.onnx_engine import OnnxEngine
 
 MASKED = "masked.onnx"
+ANY_SIZE = "anysize.onnx"
 EVALUATION = "evaluation.json"
 CALIBRATION = "calibration.json"
 TRAINING = "train.json"
 PARITY = "parity.json"
 RESULTS = "results.json"  # of `models.results`; it and the pictures may be missing
 LOWER: tuple[Precision, ...] = ("int8", "float16")
+PRECISIONS: tuple[Precision, ...] = ("float32", *LOWER)
 PRECISION = "{}-evaluation.json"  # of `export.precision`, for each of LOWER; it may be missing
 FIGURES = "figures"
 CARD = "README.md"
@@ -121,16 +125,17 @@ def write_bundle(
         _copy_measured(source, folder)
         models = {size_px: at_size(source.model, size_px) for size_px in source.sizes_px}
         for size_px, model in models.items():
-            _write_graph(model, "sparse", folder / graph_file(size_px, source))
-        _write_graph(source.model, "masked", folder / MASKED)
-        files = {size_px: folder / graph_file(size_px, source) for size_px in models}
+            _write_graph(ServedViT(model, "sparse"), example_inputs(model), folder / graph_file(size_px, source))
+        _write_graph(ServedViT(source.model, "masked"), example_inputs(source.model), folder / MASKED)
+        _write_served(models, folder / ANY_SIZE)
         if unseen or source.ranges:
-            write_int8(folder, observe_all(files, unseen) if unseen else source.ranges or {})
+            ranges = observe_all(folder / ANY_SIZE, tuple(models), unseen) if unseen else source.ranges or {}
+            write_int8(folder / ANY_SIZE, ranges)
         _write_manifest(source, models, folder)
         parities = _parities(models, folder, images)
         bundle = load_bundle(folder)
         for precision in LOWER:
-            if bundle.manifest.full.file_in(precision):
+            if precision in bundle.manifest.served:
                 check_precision(bundle, precision, images)
         proof = {name: parity.as_json() for name, parity in parities.items()}
         (folder / PARITY).write_text(json.dumps(proof, indent=1) + "\n")
@@ -166,21 +171,30 @@ def _copy_measured(source: Source, folder: Path) -> None:
         shutil.copytree(source.folder / FIGURES, folder / FIGURES)
 
 
-def _write_graph(model: PrunedViT, execution: Literal["masked", "sparse"], file: Path) -> None:
-    graph = trace(ServedViT(model, execution).eval(), example_inputs(model), (INPUTS, OUTPUTS))
-    weights = file.parent / checkpoint.WEIGHTS
-    if execution == "sparse":
-        save(externalise(halved(graph), weights), file.with_name(in_precision(file.name, "float16")))
+def _write_graph(module: nn.Module, inputs: tuple[Tensor, ...], file: Path) -> None:
+    save(to_onnx(module.eval(), inputs, (INPUTS, OUTPUTS), file.parent / checkpoint.WEIGHTS), file)
+
+
+def _write_served(models: dict[int, PrunedViT], file: Path) -> None:
+    """The graph that is served, for all sizes, in float32 and float16."""
+    weights, model = file.parent / checkpoint.WEIGHTS, models[min(models)]
+    if len(models) == 1:
+        graph = trace(ServedViT(model, "sparse").eval(), example_inputs(model), (INPUTS, OUTPUTS))
+    else:
+        any_size = AnySizeViT(models)
+        graph = trace(any_size.eval(), example_inputs(model), (INPUTS, OUTPUTS), any_size.side)
+    save(externalise(halved(graph), weights), file.with_name(in_precision(file.name, "float16")))
     save(externalise(graph, weights), file)
 
 
 def _parities(models: dict[int, PrunedViT], folder: Path, images: LabelledImages) -> dict[str, Parity]:
     bundle = load_bundle(folder)
     engine = OnnxEngine(bundle, threads=usable_cpus(), provider="cpu")
-    found = {
-        graph.file: compare(models[graph.size_px], engine.infer, image_array(images, graph.size_px))
-        for graph in bundle.manifest.graphs
-    }
+    found = {}
+    for graph in bundle.manifest.graphs:
+        pixels, model = image_array(images, graph.size_px), models[graph.size_px]
+        found[f"{ANY_SIZE}, {graph.size_px} px"] = compare(model, engine.infer, pixels)
+        found[graph.file] = compare(model, onnx_infer(folder / graph.file), pixels)
     full = bundle.manifest.full.size_px
     found[MASKED] = compare(models[full], onnx_infer(folder / MASKED), image_array(images, full))
     return found
@@ -198,8 +212,6 @@ def _write_manifest(source: Source, models: dict[int, PrunedViT], folder: Path) 
         graphs.append(
             Graph(
                 file=graph_file(size_px, source),
-                int8_file=name if (name := in_precision(graph_file(size_px, source), "int8")) in digests else None,
-                float16_file=in_precision(graph_file(size_px, source), "float16"),
                 size_px=size_px,
                 patches=shape.patches,
                 dense_macs=shape.dense,
@@ -220,6 +232,7 @@ def _write_manifest(source: Source, models: dict[int, PrunedViT], folder: Path) 
         layers=full.layers,
         gated_layers=config.gated_layers,
         graphs=tuple(graphs),
+        served={name: file for name in PRECISIONS if (file := in_precision(ANY_SIZE, name)) in digests},
         masked_graph=MASKED,
         presets=choose_presets(source.calibration["rows"], config.image_size_px),
         calibration=calibration_points(source.calibration["rows"]),

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.export import Dim
+from torch.func import functional_call
 
 from models.preprocessing import normalise
 from models.pruned_vit import Execution, PrunedViT
 
 INPUTS = ("images", "threshold")
 OUTPUTS = ("logits", "kept")
+_NOWHERE = 1 << 40  # no row of any table: a runtime refuses to gather it
 
 
 class ServedViT(nn.Module):
@@ -26,6 +31,45 @@ class ServedViT(nn.Module):
         config = self.model.config
         out = self.model(normalise(images, config.mean, config.std), threshold, self.execution)
         return out.logits, out.kept
+
+
+class AnySizeViT(nn.Module):
+    """`ServedViT`'s sparse path at several input sizes, one set of weights; each has its position embedding."""
+
+    starts: Tensor  # (largest grid + 1,) int64: where each grid's rows begin in the table of position embeddings
+    other_pos_embed: Tensor  # (1, rows, C): the table without the largest size's, which has a parameter
+
+    def __init__(self, models: Mapping[int, PrunedViT]) -> None:
+        """`models`: the same one at each size in px, at least two."""
+        super().__init__()
+        sizes = sorted(models, reverse=True)
+        self.model = deepcopy(models[sizes[0]])
+        self.model.vit.patch_embed.img_size = None  # it would insist on its own
+        self.patch_px = int(self.model.vit.patch_embed.patch_size[0])
+        embeddings = [models[size_px].vit.pos_embed.detach() for size_px in sizes]  # (1, N, C) each, their own N
+        self.grids = [size_px // self.patch_px for size_px in sizes]  # patches along a side
+        starts = torch.full((self.grids[0] + 1,), _NOWHERE)
+        for index, grid in enumerate(self.grids):
+            starts[grid] = sum(each.shape[1] for each in embeddings[:index])
+        self.register_buffer("starts", starts)
+        self.register_buffer("other_pos_embed", torch.cat(embeddings[1:], 1))
+
+    def forward(self, images: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
+        config, vit, grid = self.model.config, self.model.vit, images.shape[1] // self.patch_px
+        count = grid * grid + (0 if vit.no_embed_class else vit.num_prefix_tokens)
+        every = torch.cat([vit.pos_embed, self.other_pos_embed], 1)
+        chosen = every.index_select(1, self.starts[grid] + torch.arange(count))
+        inputs = (normalise(images, config.mean, config.std), threshold, "sparse")
+        out = functional_call(self.model, {"vit.pos_embed": chosen}, inputs)
+        return out.logits, out.kept
+
+    @property
+    def side(self) -> Dim:
+        """The images' side in px: any whole number of patches between the smallest and the largest size.
+
+        Running a size between them that isn't one of the model's fails.
+        """
+        return self.patch_px * Dim("grid", min=self.grids[-1], max=self.grids[0])
 
 
 class DenseViT(nn.Module):

@@ -1,12 +1,12 @@
-"""The int8 graphs of a bundle: what their activations span is observed once, on held-out training images, and kept.
+"""The int8 graph of a bundle: what its activations span is observed once, on held-out training images, and kept.
 
-`int8.json` holds it: for each graph, each product's [low, high], and where they were observed.
+`int8.json` holds it: each product's [low, high], over all input sizes, and how many images they were observed on.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,35 +31,33 @@ AGREEMENT = 0.9  # with float32, for a graph of a lower precision to be written;
 _BATCH = 32
 
 
-def observe_all(files: Mapping[int, Path], unseen: LabelledImages) -> dict[str, Any]:
-    """What the activations of every graph (by its input size) span on the first of `unseen`; as it is written."""
+def observe_all(file: Path, sizes_px: Sequence[int], unseen: LabelledImages) -> dict[str, Any]:
+    """What the activations of a graph span on the first of `unseen`, at every input size; as it is written."""
     chosen = unseen.select(np.arange(min(IMAGES, len(unseen))))
-    ranges = {
-        file.name: observe(file, _feeds(image_array(replace(chosen, size_px=size_px), size_px)))
-        for size_px, file in tqdm(files.items(), desc="observing activations")
-    }
-    return {
-        "images": len(chosen),
-        "ranges": {name: {key: [*span] for key, span in spans.items()} for name, spans in ranges.items()},
-    }
+    feeds = (
+        feed
+        for size_px in tqdm(sizes_px, desc="observing activations")
+        for feed in _feeds(image_array(replace(chosen, size_px=size_px), size_px))
+    )
+    return {"images": len(chosen), "ranges": {key: [*span] for key, span in observe(file, feeds).items()}}
 
 
-def write_int8(folder: Path, ranges: dict[str, Any]) -> None:
-    """Write the int8 graph beside every graph that `ranges` knows, and the ranges.
+def write_int8(file: Path, ranges: dict[str, Any]) -> None:
+    """Write the int8 form of a graph beside it, and the ranges.
 
     Raises:
         ExportError: they are of another graph.
     """
-    for name, spans in ranges["ranges"].items():
-        model = onnx.load(folder / name, load_external_data=False)
-        if wrong := sorted({product.key for product in products(model)} ^ set(spans)):
-            raise ExportError(f"{RANGES} doesn't fit {name} ({wrong[0]}): observe anew with --calibrate DATA")
-        save(quantise(model, {key: Range(*span) for key, span in spans.items()}), folder / in_precision(name, "int8"))
-    (folder / RANGES).write_text(json.dumps(ranges, indent=1) + "\n")
+    model, spans = onnx.load(file, load_external_data=False), ranges["ranges"]
+    if wrong := sorted({product.key for product in products(model)} ^ set(spans)):
+        raise ExportError(f"{RANGES} doesn't fit {file.name} ({wrong[0]}): observe anew with --calibrate DATA")
+    int8 = quantise(model, {key: Range(*span) for key, span in spans.items()})
+    save(int8, file.with_name(in_precision(file.name, "int8")))
+    file.with_name(RANGES).write_text(json.dumps(ranges, indent=1) + "\n")
 
 
 def check_precision(bundle: Bundle, precision: Precision, images: LabelledImages) -> None:
-    """Run every graph of a lower precision on a few real images, on the CPU.
+    """Run a lower precision on a few real images at every size, on the CPU.
 
     Raises:
         ExportError: fewer than AGREEMENT of the first labels are those of the float32 graph.
@@ -72,8 +70,9 @@ def check_precision(bundle: Bundle, precision: Precision, images: LabelledImages
         zeros = np.zeros(len(pixels), np.float32)
         first, second = (engine.infer(pixels, zeros).logits.argmax(1) for engine in (one, other))
         if (agreement := float((first == second).mean())) < AGREEMENT:
-            name = graph.file_in(precision)
-            raise ExportError(f"{name} agrees with {graph.file} on {agreement:.0%} of the images alone")
+            raise ExportError(
+                f"at {graph.size_px} px {precision} agrees with float32 on {agreement:.0%} of the images alone"
+            )
 
 
 def _feeds(images: NDArray[np.uint8]) -> Iterator[dict[str, NDArray[Any]]]:

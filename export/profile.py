@@ -44,10 +44,9 @@ def profile(
     bundle: Bundle, images: NDArray[np.uint8], threshold: float, precision: Precision
 ) -> dict[str, dict[str, float]]:
     """Milliseconds of a run by kind of operator and by layer, mean over RUNS of `images` (B, S, S, 3) in one batch."""
-    graph = bundle.manifest.graph(images.shape[1])
-    name = graph.int8_file if precision == "int8" else graph.file
+    name = bundle.manifest.served.get(precision)
     if name is None:
-        raise ValueError(f"{bundle.path} has no int8 graph for {graph.size_px} px")
+        raise ValueError(f"{bundle.path} has no {precision} graph")
     with tempfile.TemporaryDirectory() as scratch:
         options = ort.SessionOptions()
         options.intra_op_num_threads = usable_cpus()

@@ -20,8 +20,8 @@ from onnx import ModelProto, TensorProto, helper
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxscript import ir, optimizer
 from torch import Tensor, nn
+from torch.export import Dim
 
-from export.fuse import fuse
 from service.artifact import Precision
 
 OPSET = 20  # LayerNormalization is an operator since 17, Gelu since 20
@@ -66,18 +66,27 @@ def to_onnx(
     return externalise(trace(module, inputs, names), weights)
 
 
-def trace(module: nn.Module, inputs: tuple[Tensor, ...], names: tuple[tuple[str, ...], tuple[str, ...]]) -> ModelProto:
-    """Export `module` with a dynamic batch, its weights inside and fused operators.
+def trace(
+    module: nn.Module,
+    inputs: tuple[Tensor, ...],
+    names: tuple[tuple[str, ...], tuple[str, ...]],
+    side: Dim | None = None,
+) -> ModelProto:
+    """Export `module` with a dynamic batch and its weights inside.
 
     Args:
         module: a module of `export.graph`, in evaluation mode.
         inputs: example inputs, batch first.
         names: input and output names.
+        side: of the first input, square images (B, S, S, 3), if it is dynamic too.
 
     Raises:
         ExportError: the exporter gives nothing.
     """
-    batch = torch.export.Dim("batch", min=1, max=4096)
+    batch = Dim("batch", min=1, max=4096)
+    dynamic: list[dict[int, Dim]] = [{0: batch} for _ in inputs]
+    if side is not None:
+        dynamic[0] |= {1: side, 2: side}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns about its own renamed axes
         program = torch.onnx.export(
@@ -85,7 +94,7 @@ def trace(module: nn.Module, inputs: tuple[Tensor, ...], names: tuple[tuple[str,
             inputs,
             input_names=names[0],
             output_names=names[1],
-            dynamic_shapes=tuple({0: batch} for _ in inputs),
+            dynamic_shapes=tuple(dynamic),
             dynamo=True,
             opset_version=OPSET,
             optimize=False,
@@ -101,7 +110,7 @@ def trace(module: nn.Module, inputs: tuple[Tensor, ...], names: tuple[tuple[str,
     )
     model = program.model_proto
     _strip_provenance(model)
-    return fuse(model)
+    return model
 
 
 def halved(model: ModelProto) -> ModelProto:

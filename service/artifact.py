@@ -1,8 +1,8 @@
 """The model bundle: its manifest's schema and its verified load. This file is the contract between export and service.
 
-A bundle is a folder: `manifest.json`, `weights.safetensors`, one sparse graph per input size, the masked reference
-graph and a model card. The graphs hold no weights: their initializers point into the weights file. It knows nothing of
-ONNX Runtime, HTTP or torch.
+A bundle is a folder: `manifest.json`, `weights.safetensors`, the sparse graph for all input sizes in each precision,
+one for each size alone, the masked reference graph and a model card. Graphs hold no weights: their initializers point
+into the weights file. It knows nothing of ONNX Runtime, HTTP or torch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from service.errors import BundleError
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 MANIFEST = "manifest.json"
 
 Ratio = Annotated[float, Field(ge=0)]
@@ -55,21 +55,15 @@ class LayerMacs(_Frozen):
 
 
 class Graph(_Frozen):
-    """One sparse graph: an input size and what it costs there."""
+    """An input size and what it costs there."""
 
-    file: str
+    file: str  # the sparse graph for this size alone, for other runtimes
     size_px: int = Field(gt=0)
-    int8_file: str | None = None  # the same with its large products in int8, for CPUs
-    float16_file: str | None = None  # the same throughout in float16, for GPUs
     patches: int = Field(gt=0)
     dense_macs: int = Field(gt=0)  # the plain model at this size: no gates, every token computed that anything reads
     timm_forward_macs: int = Field(gt=0)  # timm's own forward: the last layer's unread patches too, same logits
     fixed_macs: int = Field(ge=0)  # outside the layers: patch embedding and head
     layer_macs: tuple[LayerMacs, ...]
-
-    def file_in(self, precision: Precision) -> str | None:
-        """The file of this graph in a precision; None if the bundle has none."""
-        return {"float32": self.file, "float16": self.float16_file, "int8": self.int8_file}[precision]
 
 
 class Spread(_Frozen):
@@ -131,7 +125,7 @@ class Origin(_Frozen):
 class Manifest(_Frozen):
     """`manifest.json`."""
 
-    schema_version: Literal[2]
+    schema_version: Literal[3]
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     version: str
     architecture: str  # the timm model name
@@ -141,6 +135,7 @@ class Manifest(_Frozen):
     layers: int = Field(gt=0)
     gated_layers: tuple[int, ...]
     graphs: tuple[Graph, ...] = Field(min_length=1)  # the full size first
+    served: dict[Precision, str]  # what the engine runs: one sparse graph for all sizes, in each precision there is
     masked_graph: str
     presets: dict[Literal["full", "balanced", "economy"], Preset]
     calibration: tuple[CalibrationPoint, ...]
@@ -159,8 +154,9 @@ class Manifest(_Frozen):
             raise ValueError(f"every graph needs layer_macs for all {self.layers} layers")
         if not self.gated_layers or not set(self.gated_layers) <= set(range(self.layers)):
             raise ValueError(f"gated_layers must name some of the {self.layers} layers: {self.gated_layers}")
-        graphs = [name for graph in self.graphs for name in (graph.file, graph.int8_file, graph.float16_file) if name]
-        for name in (*graphs, self.masked_graph):
+        if "float32" not in self.served:
+            raise ValueError("served must name a float32 graph")
+        for name in (*(graph.file for graph in self.graphs), *self.served.values(), self.masked_graph):
             if name not in self.files:
                 raise ValueError(f"files has no digest for {name}")
         for preset in self.presets.values():

@@ -69,8 +69,8 @@ def choose_execution(
     return Execution(tuple(name for name in chain if name in available), precision, threads, max_batch_size)
 
 
-def provider_entries(execution: Execution, size_px: int) -> list[ProviderEntry]:
-    """The providers with their options, for a graph of one input size. CUDA's and TensorRT's never ran on a GPU."""
+def provider_entries(execution: Execution, sizes_px: Sequence[int]) -> list[ProviderEntry]:
+    """The providers with their options, for images of some sizes. CUDA's and TensorRT's never ran on a GPU."""
     options: dict[str, dict[str, str]] = {
         CPU: {},
         CUDA: {
@@ -79,10 +79,10 @@ def provider_entries(execution: Execution, size_px: int) -> list[ProviderEntry]:
             "arena_extend_strategy": "kSameAsRequested",  # instead of doubling, as on the CPU
         },
         TENSORRT: {
-            # One engine for all batch sizes; without these it is built anew, for minutes, at each new one.
-            "trt_profile_min_shapes": _shapes(1, size_px),
-            "trt_profile_opt_shapes": _shapes(max(1, execution.max_batch_size // 2), size_px),
-            "trt_profile_max_shapes": _shapes(execution.max_batch_size, size_px),
+            # One engine for all shapes; without these it is built anew, for minutes, at each new one.
+            "trt_profile_min_shapes": _shapes(1, min(sizes_px)),
+            "trt_profile_opt_shapes": _shapes(max(1, execution.max_batch_size // 2), max(sizes_px)),
+            "trt_profile_max_shapes": _shapes(execution.max_batch_size, max(sizes_px)),
         },
     }
     return [(name, options[name]) for name in execution.providers]
@@ -94,14 +94,14 @@ def session_options(execution: Execution) -> ort.SessionOptions:
     options.intra_op_num_threads = execution.threads
     options.inter_op_num_threads = 1  # the graph is a chain: there is nothing to run beside
     options.log_severity_level = 3
-    # Batch size and kept patches change from run to run, so a plan for one shape's memory rarely fits the next. The
-    # arena stays on, one for all sizes: it keeps the largest run's memory, and `warm_up` makes that run first, so that
-    # the process reaches its size before it is ready and not under its first load.
+    # Image size, batch size and kept patches change from run to run, so a plan for one shape's memory rarely fits the
+    # next. The arena stays on, one for all models: it keeps the largest run's memory, and `warm_up` makes that run
+    # first, so that the process reaches its size before it is ready and not under its first load.
     options.enable_mem_pattern = False
     options.add_session_config_entry("session.use_env_allocators", "1")
     # `session.intra_op.allow_spinning` stays at its default, on: between the operators of a run threads would
-    # otherwise sleep and wake hundreds of times a batch. They stop when it ends: another size's session, with threads
-    # of its own, may run next, and would share the CPUs with them for a while.
+    # otherwise sleep and wake hundreds of times a batch. They stop when it ends: decoding, the event loop and other
+    # models share the CPUs with them.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     _share_arena()
     return options

@@ -131,11 +131,14 @@ def fake_bundle(**changes: Any) -> Bundle:
     return Bundle(path=Path("fake"), manifest=fake_manifest(**changes))
 
 
+FILES = ("anysize.onnx", "model.onnx", "model-14.onnx", "masked.onnx", "weights.safetensors")
+
+
 def manifest_document(**changes: Any) -> dict[str, Any]:
     """The manifest as JSON would give it."""
     digest = {"sha256": hashlib.sha256(b"").hexdigest(), "size_bytes": 0}
     document = {
-        "schema_version": 2,
+        "schema_version": 3,
         "name": "fake",
         "version": "1.0.0",
         "architecture": "none",
@@ -145,6 +148,7 @@ def manifest_document(**changes: Any) -> dict[str, Any]:
         "layers": LAYERS,
         "gated_layers": list(GATED),
         "graphs": [_graph(size_px) for size_px in PATCHES],
+        "served": {"float32": "anysize.onnx"},
         "masked_graph": "masked.onnx",
         "presets": {
             "full": {"size_px": 28, "threshold": 0.0},
@@ -160,7 +164,7 @@ def manifest_document(**changes: Any) -> dict[str, Any]:
         ],
         "evaluation": {"data": "none", "images": 1, "top1": 0.9, "top5": 1.0, "runtime": "none"},
         "origin": {"licence": "none", "weights": "none"},
-        "files": {name: digest for name in ("model.onnx", "model-14.onnx", "masked.onnx", "weights.safetensors")},
+        "files": {name: digest for name in FILES},
     }
     return {**document, **changes}
 

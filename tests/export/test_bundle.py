@@ -50,12 +50,12 @@ def test_the_manifest_says_what_was_measured_at_every_size(tiny_bundle: Path) ->
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "model-32.onnx"])
-def test_the_sparse_graph_computes_no_norm_twice_and_scatters_once_a_gated_layer(name: str, tiny_bundle: Path) -> None:
+def test_the_sparse_graph_computes_no_norm_twice_and_scatters_twice_a_gated_layer(name: str, tiny_bundle: Path) -> None:
     model = onnx.load(tiny_bundle / name)
     nodes, values = model.graph.node, onnx.shape_inference.infer_shapes(model).graph.value_info
     count = Counter(node.op_type for node in nodes)
     assert count["LayerNormalization"] == 2 * 6 + 1  # gate, keys, values and queries share the first norm of a layer
-    assert count["ScatterND"] == len(GATED)
+    assert count["ScatterND"] == 2 * len(GATED)  # queries to their places, and the layer's result
     (last,) = [node.output[0] for node in nodes if node.op_type == "Add" and any(".5.mlp.fc2" in i for i in node.input)]
     (shape,) = [value.type.tensor_type.shape.dim for value in values if value.name == last]
     assert shape[-2].dim_value == 1  # of the last layer the CLS token alone

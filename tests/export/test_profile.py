@@ -35,5 +35,5 @@ def test_what_cant_be_profiled_is_one_line(
     said = capsys.readouterr().err.splitlines()
     assert said[-2:] == [
         "export.profile: tiny has no input size 13 px",
-        f"export.profile: {tiny_bundle} has no int8 graph for 64 px",
+        f"export.profile: {tiny_bundle} has no int8 graph",
     ]

@@ -1,0 +1,78 @@
+"""Where graphs run is settled once, and what can't be is refused with its mend."""
+
+from __future__ import annotations
+
+import onnxruntime as ort
+import pytest
+
+from service.artifact import Precision
+from service.errors import SettingsError
+from service.execution import (
+    CPU,
+    CUDA,
+    TENSORRT,
+    Provider,
+    available_providers,
+    choose_execution,
+    provider_entries,
+    session_options,
+)
+
+GPU_RUNTIME = [TENSORRT, CUDA, CPU]
+
+
+def chosen(provider: Provider, precision: Precision, available: list[str]) -> tuple[str, ...]:
+    return choose_execution(provider, precision, threads=2, max_batch_size=32, available=available).providers
+
+
+@pytest.mark.parametrize(
+    ("provider", "precision", "available", "expected"),
+    [
+        ("auto", "float32", [CPU], (CPU,)),
+        ("auto", "int8", [CPU], (CPU,)),
+        ("auto", "float16", [CPU], (CPU,)),
+        ("auto", "float32", GPU_RUNTIME, (CUDA, CPU)),
+        ("auto", "float16", GPU_RUNTIME, (CUDA, CPU)),
+        ("auto", "int8", GPU_RUNTIME, (CPU,)),
+        ("cpu", "float32", GPU_RUNTIME, (CPU,)),
+        ("cuda", "float16", GPU_RUNTIME, (CUDA, CPU)),
+        ("tensorrt", "float16", GPU_RUNTIME, (TENSORRT, CUDA, CPU)),
+    ],
+)
+def test_the_provider_is_what_was_asked_for_or_the_best_there_is(
+    provider: Provider, precision: Precision, available: list[str], expected: tuple[str, ...]
+) -> None:
+    assert chosen(provider, precision, available) == expected
+
+
+@pytest.mark.parametrize(
+    ("provider", "precision", "available", "message"),
+    [
+        ("cuda", "float32", [CPU], "SKIPVIT_PROVIDER=cuda: this ONNX Runtime has only CPUExecutionProvider; install"),
+        ("tensorrt", "float16", [CUDA, CPU], "SKIPVIT_PROVIDER=tensorrt: this ONNX Runtime has only"),
+        ("cuda", "int8", GPU_RUNTIME, "SKIPVIT_PRECISION=int8 is for CPUs, SKIPVIT_PROVIDER=cuda isn't one"),
+    ],
+)
+def test_what_cant_be_is_refused_with_its_mend(
+    provider: Provider, precision: Precision, available: list[str], message: str
+) -> None:
+    with pytest.raises(SettingsError, match=message):
+        chosen(provider, precision, available)
+
+
+def test_tensorrt_gets_one_range_of_shapes_for_all_batches() -> None:
+    execution = choose_execution("tensorrt", "float16", threads=2, max_batch_size=24, available=GPU_RUNTIME)
+    assert execution.on_gpu
+    entries = dict(provider_entries(execution, (98, 56)))
+    assert list(entries) == [TENSORRT, CUDA, CPU]
+    shapes = [entries[TENSORRT][f"trt_profile_{end}_shapes"] for end in ("min", "opt", "max")]
+    assert shapes == [f"images:{rows}x{px}x{px}x3,threshold:{rows}" for rows, px in ((1, 56), (12, 98), (24, 98))]
+
+
+def test_options_are_those_that_the_runtime_takes() -> None:
+    execution = choose_execution("auto", "float32", threads=3, max_batch_size=8, available=available_providers())
+    options = session_options(execution)
+    assert options.intra_op_num_threads == 3
+    assert not options.enable_mem_pattern
+    assert options.get_session_config_entry("session.force_spinning_stop") == "1"
+    assert set(execution.providers) <= set(ort.get_available_providers())
