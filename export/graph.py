@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from models.merging import merged_forward
 from models.preprocessing import normalise
 from models.pruned_vit import Execution, PrunedViT
 
@@ -39,6 +40,19 @@ class DenseViT(nn.Module):
         config = self.model.config
         x = normalise(images, config.mean, config.std)
         return self.model(x, torch.zeros_like(x[:, 0, 0, 0])).logits  # not `len(x)`, which a trace takes for a constant
+
+
+class MergedViT(nn.Module):
+    """The same weights with `merged` patches merged away after every layer but the last: a rival in benchmarks."""
+
+    def __init__(self, model: PrunedViT, merged: int) -> None:
+        super().__init__()
+        self.model = model
+        self.merged = merged
+
+    def forward(self, images: Tensor) -> Tensor:
+        config = self.model.config
+        return merged_forward(self.model, normalise(images, config.mean, config.std), self.merged)
 
 
 def example_inputs(model: PrunedViT, batch: int = 3) -> tuple[Tensor, Tensor]:
