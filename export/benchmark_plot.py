@@ -7,6 +7,7 @@ PNG that `save` writes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,7 +78,8 @@ def draw(result: Row) -> Figure:
     for kind, (label, colour, style) in LINES.items():
         if points := speeds(rows, kind):
             best = frontier(points)
-            top1, images_s = zip(*(best if kind in COMPARED else sorted(points)), strict=True)
+            shown = best if kind in COMPARED else sorted(points, key=itemgetter(1))
+            top1, images_s = zip(*shown, strict=True)
             axis.plot(images_s, top1, color=colour, markersize=6, **style)
             seen = [point for point in best if point[0] >= floor]
             lines += [Name(seen[0][::-1], label, colour, 11, "bold")] if seen else []

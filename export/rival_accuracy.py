@@ -20,7 +20,7 @@ import onnxruntime as ort
 from tqdm import tqdm
 
 from export.bundle import EVALUATION
-from export.rivals import Rival, all_rivals
+from export.rivals import Rival, exported_rivals
 from export.to_onnx import ExportError
 from models.checkpoint import CheckpointError
 from models.data import DataError, LabelledImages, load_images, source_name
@@ -104,7 +104,7 @@ def main(argv: list[str] | None = None) -> int:
             "images": len(images[bundle.manifest.full.size_px]),
             "version": bundle.manifest.version,
             "runtime": f"onnxruntime {ort.__version__}",
-            "rows": measure(all_rivals(bundle, {}, usable_cpus()), images),
+            "rows": measure(exported_rivals(bundle, usable_cpus()), images),
         }
     except (ServiceError, CheckpointError, DataError, ExportError, ValueError) as error:
         print(f"export.rival_accuracy: {error}", file=sys.stderr)

@@ -74,6 +74,13 @@ class Rival:
 def all_rivals(bundle: Bundle, points: Mapping[Precision, Sequence[Point]], threads: int) -> list[Rival]:
     """Every rival, the dense float32 graph at the full size first; ours at `points`. A minute or more of exports."""
     torch.set_num_threads(threads)
+    model, macs = checkpoint.load(bundle.path), bundle.manifest.full.timm_forward_macs
+    found = [*exported_rivals(bundle, threads), timm_eager(model, macs), *timm_compiled(model, macs)]
+    return found + [rival for precision, chosen in points.items() for rival in ours(bundle, precision, chosen, threads)]
+
+
+def exported_rivals(bundle: Bundle, threads: int) -> list[Rival]:
+    """Those that are graphs made here: dense, in float32 and int8, token merging, OpenVINO."""
     model, full = checkpoint.load(bundle.path), bundle.manifest.full
     found: list[Rival] = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -89,8 +96,7 @@ def all_rivals(bundle: Bundle, points: Mapping[Precision, Sequence[Point]], thre
                 found.append(Rival(DENSE_INT8, "ONNX Runtime, dense int8", size_px, macs, run))
         found += merging(model, folder, threads)
         found += openvino_dense(folder / f"dense-{full.size_px}.onnx", full.size_px, full.dense_macs, threads)
-    found += [timm_eager(model, full.timm_forward_macs), *timm_compiled(model, full.timm_forward_macs)]
-    return found + [rival for precision, chosen in points.items() for rival in ours(bundle, precision, chosen, threads)]
+    return found
 
 
 def write_dense(bundle: Bundle, folder: Path) -> Path:
@@ -152,8 +158,8 @@ def merging(model: PrunedViT, folder: Path, threads: int) -> Iterator[Rival]:
 
 
 def merges_of(patches: int) -> tuple[int, ...]:
-    """Patches to merge in each layer: up to an eighth of them all, in MERGES steps."""
-    steps = (round(patches * step / (8 * MERGES)) for step in range(1, MERGES + 1))
+    """Patches to merge in each layer: up to a tenth of them all, in MERGES steps."""
+    steps = (round(patches * step / (10 * MERGES)) for step in range(1, MERGES + 1))
     return tuple(dict.fromkeys(step for step in steps if step))
 
 
