@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.func import functional_call
 
+from models.merging import merged_forward
 from models.preprocessing import normalise
 from models.pruned_vit import Execution, PrunedViT
 
@@ -83,6 +84,19 @@ class DenseViT(nn.Module):
         config = self.model.config
         x = normalise(images, config.mean, config.std)
         return self.model(x, torch.zeros_like(x[:, 0, 0, 0])).logits  # not `len(x)`, which a trace takes for a constant
+
+
+class MergedViT(nn.Module):
+    """The same weights with `merged` patches merged away after every layer but the last: a rival in benchmarks."""
+
+    def __init__(self, model: PrunedViT, merged: int) -> None:
+        super().__init__()
+        self.model = model
+        self.merged = merged
+
+    def forward(self, images: Tensor) -> Tensor:
+        config = self.model.config
+        return merged_forward(self.model, normalise(images, config.mean, config.std), self.merged)
 
 
 def example_inputs(model: PrunedViT, batch: int = 3) -> tuple[Tensor, Tensor]:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from PIL import Image
+
+if TYPE_CHECKING:
+    from service.artifact import Bundle
 
 CLASSES = {"blue": (40, 60, 200), "green": (50, 190, 70), "red": (210, 50, 40)}
 MODEL = "test_vit"  # timm's own toy: 6 layers, 64 wide, 16-px patches
@@ -69,3 +73,16 @@ def tiny_bundle(toy_checkpoint: Path, toy_images: Path, tmp_path_factory: pytest
     options = ["--checkpoint", str(toy_checkpoint), "--out", str(out), "--images", str(toy_images)]
     assert main([*options, "--origin", "Random numbers."]) == 0
     return out
+
+
+@pytest.fixture(scope="session")
+def int8_bundle(toy_checkpoint: Path, toy_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The toy model with int8 graphs, made by `python -m export --calibrate`."""
+    from export.__main__ import main
+    from service.artifact import load_bundle
+
+    out = tmp_path_factory.mktemp("int8") / "tiny"
+    options = ["--checkpoint", str(toy_checkpoint), "--out", str(out), "--images", str(toy_images)]
+    calibrate = ["--calibrate", str(toy_images), "--holdout-ratio", "0.5"]
+    assert main([*options, "--origin", "Random numbers.", *calibrate]) == 0
+    return load_bundle(out)

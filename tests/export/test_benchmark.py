@@ -1,40 +1,21 @@
-"""The benchmark's rivals: the plain model with its exact cost, against what the bundle would really answer with."""
+"""The benchmark: every rival timed and compared, accuracy where it was measured, a picture of it."""
 
 from __future__ import annotations
 
+import json
+import shutil
+from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from PIL import Image
 
-from export import benchmark
-from export.graph import DenseViT, example_inputs
-from models import checkpoint
-from models.preprocessing import normalise
+from export import benchmark, rival_accuracy
+from export.benchmark_plot import draw
+from export.equal_accuracy import compare
+from export.rivals import Answer, Rival, constant
 from service.artifact import load_bundle
-
-
-def test_the_dense_rival_answers_as_timm_does_for_the_dense_macs_of_the_manifest(tiny_bundle: Path) -> None:
-    model, full = checkpoint.load(tiny_bundle), load_bundle(tiny_bundle).manifest.full
-    images = example_inputs(model)[0]
-    with torch.inference_mode():
-        expected = model.vit(normalise(images, model.config.mean, model.config.std))
-        torch.testing.assert_close(DenseViT(model)(images), expected, atol=1e-4, rtol=0)
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            DenseViT(model)(images)
-    assert counter.get_total_flops() // 2 == len(images) * full.dense_macs
-
-
-def test_the_dense_rivals_graph_takes_any_batch(tiny_bundle: Path) -> None:
-    model, session = checkpoint.load(tiny_bundle), benchmark.dense_session(load_bundle(tiny_bundle), 1)
-    images = example_inputs(model, 5)[0]
-    with torch.inference_mode():
-        expected = DenseViT(model)(images)
-    for rows in (slice(0, 5), slice(2, 3)):
-        (logits,) = session.run(None, {"images": images[rows].numpy()})
-        torch.testing.assert_close(torch.from_numpy(logits), expected[rows], atol=1e-4, rtol=0)
 
 
 def test_presets_sizes_and_thresholds_are_timed_each_once(tiny_bundle: Path) -> None:
@@ -44,6 +25,8 @@ def test_presets_sizes_and_thresholds_are_timed_each_once(tiny_bundle: Path) -> 
     assert len(points) == len(set(points))
     assert set(points) == presets | {(64, 0.0), (32, 0.0)} | {(64, level) for level in benchmark.THRESHOLDS}
     assert points[0] == (64, 0.0)
+    assert benchmark.chosen_points(bundle, None) == {"float32": points}
+    assert benchmark.chosen_points(bundle, "32:0.5") == {"float32": ((32, 0.5),)}
 
 
 @pytest.mark.parametrize(("points", "message"), [("96:0", "no input size 96 px"), ("64", "not enough values")])
@@ -53,3 +36,112 @@ def test_points_that_cant_be_timed_get_one_line_and_exit_2(
     arguments = ["--bundle", str(tiny_bundle), "--images", str(toy_images), "--points", points]
     assert benchmark.main(arguments) == 2
     assert message in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def fake(kind: str, size_px: int, share: int, threshold: float = 0.0) -> Rival:
+    """Answers class 0 at once; costs `share` of 100 MACs."""
+
+    def run(images: np.ndarray) -> Answer:
+        assert images.shape[1:] == (size_px, size_px, 3)
+        return Answer(np.eye(3, dtype=np.float32)[np.zeros(len(images), int)])
+
+    name = f"{kind} r={share}" if kind == "merging" else kind
+    return Rival(kind, name, size_px, constant(share), run, kind == "dense", threshold)
+
+
+EVERYBODY = [
+    *(fake("dense", size_px, share) for size_px, share in ((64, 100), (32, 25))),
+    *(fake("dense-int8", size_px, share) for size_px, share in ((64, 100), (32, 25))),
+    *(fake("merging", 64, share) for share in (80, 60)),
+    *(fake(kind, 64, 110) for kind in ("timm", "timm-compiled", "openvino")),
+    *(fake(kind, *point) for kind in ("float32", "int8") for point in ((64, 101, 0.0), (64, 70, 0.4), (32, 20, 0.4))),
+]
+NOTHING = Answer(np.zeros((0, 3), np.float32))
+PRESETS = {"full": (64, 0.0), "balanced": (64, 0.4), "economy": (32, 0.4)}
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[benchmark.Row]:
+    images = {size_px: np.zeros((5, size_px, size_px, 3), np.uint8) for size_px in (64, 32)}
+    times = benchmark.measure(EVERYBODY, images, 4, 0.0)
+    return benchmark.rows_of(times, 4, lambda rival: 0.845 + 0.0005 * rival.macs(NOTHING), 50.0)
+
+
+def test_everybody_gets_a_row_beside_the_dense_model(rows: list[benchmark.Row]) -> None:
+    assert [(row.precision, row.size_px, row.threshold) for row in rows] == [
+        (rival.kind, rival.size_px, rival.threshold) for rival in EVERYBODY
+    ]
+    assert (rows[0].speedup, rows[0].ideal, rows[0].realised, rows[0].macs_ratio) == (1, 1, 1, 1)
+    assert rows[0].images_s == rows[0].dense_images_s
+    for row, rival in zip(rows, EVERYBODY, strict=True):
+        assert row.macs_ratio == rival.macs(NOTHING) / 100
+        assert row.ideal == pytest.approx(1 / row.macs_ratio, abs=1e-3)
+        assert row.realised == pytest.approx(row.speedup * row.macs_ratio, abs=1e-3)
+    table = benchmark.table([asdict(row) for row in rows])
+    assert len(table.splitlines()) == 1 + len(rows)
+    assert "89.50%" in table.splitlines()[1]
+
+
+def test_what_was_written_is_printed_and_drawn_anew(
+    rows: list[benchmark.Row], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = [asdict(row) for row in rows]
+    result = {"machine": benchmark.machine(), "version": "1", "rows": found, "equal_accuracy": compare(found, PRESETS)}
+    file, picture = tmp_path / "benchmark.json", tmp_path / "benchmark.png"
+    file.write_text(json.dumps(result))
+    assert benchmark.main(["--from", str(file), "--plot", str(picture)]) == 0
+    printed = capsys.readouterr().out
+    assert "preset balanced, float32" in printed
+    assert json.loads(printed.splitlines()[-1]) == result
+    with Image.open(picture) as image:
+        assert image.size == (1400, 868)
+    (axis,) = draw(result).axes
+    texts = {text.get_text() for text in axis.texts}
+    assert {"timm", "timm-compiled", "openvino", "64 px", "32 px", "r=80", "balanced", "economy"} <= texts
+    for row in found:
+        row["accuracy"] = None
+    file.write_text(json.dumps(result))
+    assert benchmark.main(["--from", str(file), "--plot", str(picture)]) == 2
+    assert "nothing to plot: the dense model's accuracy isn't known" in capsys.readouterr().err
+    file.write_text("{}")
+    assert benchmark.main(["--from", str(file)]) == 2
+    assert "isn't what --out writes" in capsys.readouterr().err
+
+
+def test_accuracy_comes_from_where_it_was_measured(
+    tiny_bundle: Path, toy_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "tiny"
+    shutil.copytree(tiny_bundle, folder)
+    bundle = load_bundle(folder)
+    dense, merging = fake("dense", 32, 25), fake("merging", 64, 80)
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    expected = next(row["top1"] for row in evaluation["rows"] if (row["size_px"], row["threshold"]) == (32, 0))
+    images = rival_accuracy.images_of(bundle, str(toy_images), 6)
+    assert {size_px: len(found) for size_px, found in images.items()} == {64: 6, 32: 6}
+    found = rival_accuracy.measure([dense, merging], images)
+    labels = [label for _, batch in images[64].batches(3) for label in batch.tolist()]
+    assert found == [{"rival": "merging r=80", "size_px": 64, "top1": round(labels.count(0) / 6, 4)}]
+    file = folder / rival_accuracy.FILE
+    file.write_text(json.dumps({"version": bundle.manifest.version, "rows": found}))
+    accuracy = rival_accuracy.known(bundle)
+    assert accuracy(dense) == expected
+    assert accuracy(merging) == found[0]["top1"]
+    assert accuracy(fake("merging", 64, 60)) is None
+    assert accuracy(fake("int8", 64, 60)) is None
+    assert capsys.readouterr().err.count("python -m export.rival_accuracy") == 0
+    file.write_text(json.dumps({"version": "another", "rows": found}))
+    assert rival_accuracy.known(bundle)(merging) is None
+    file.unlink()
+    assert rival_accuracy.known(bundle)(merging) is None
+    assert capsys.readouterr().err.count("python -m export.rival_accuracy") == 2
+
+
+def test_images_of_other_classes_are_refused(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("ant", "bee"):
+        (tmp_path / "test" / name).mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(tmp_path / "test" / name / "0.png")
+    assert rival_accuracy.main(["--bundle", str(tiny_bundle), "--data", str(tmp_path)]) == 2
+    assert "other classes" in capsys.readouterr().err

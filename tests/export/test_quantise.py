@@ -82,16 +82,6 @@ def test_products_are_named_by_their_weights_and_uses() -> None:
     assert [product.result for product in products(model)] == ["y", "again"]
 
 
-@pytest.fixture(scope="module")
-def int8_bundle(toy_checkpoint: Path, toy_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The toy model with int8 graphs, made by `python -m export --calibrate`."""
-    out = tmp_path_factory.mktemp("int8") / "tiny"
-    options = ["--checkpoint", str(toy_checkpoint), "--out", str(out), "--images", str(toy_images)]
-    calibrate = ["--calibrate", str(toy_images), "--holdout-ratio", "0.5"]
-    assert main([*options, "--origin", "Random numbers.", *calibrate]) == 0
-    return load_bundle(out)
-
-
 def test_a_bundle_has_a_graph_for_all_sizes_in_every_precision_and_no_second_weights(int8_bundle: Bundle) -> None:
     assert set(int8_bundle.manifest.served) == {"float32", "float16", "int8"}
     for name in int8_bundle.manifest.served.values():

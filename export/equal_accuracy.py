@@ -1,0 +1,81 @@
+"""PURE: how fast a rival is where it is as accurate as we are: straight lines between its own best points.
+
+It knows rows of the benchmark, as they are written, and nothing of how they were measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from export.rivals import DENSE, DENSE_INT8, MERGING
+
+COMPARED = {"float32": (DENSE, MERGING), "int8": (DENSE_INT8,)}  # ours, and who computes less beside it
+WORDS = {DENSE: "lower resolution", DENSE_INT8: "lower resolution, int8", MERGING: "token merging"}
+
+Row = dict[str, Any]
+Speed = tuple[float, float]  # accuracy, images/s
+
+
+def frontier(points: Sequence[Speed]) -> list[Speed]:
+    """The points that no other beats: more accurate than every faster one; fastest and least accurate first."""
+    best: list[Speed] = []
+    for point in sorted(points, key=lambda point: (-point[1], -point[0])):
+        if not best or point[0] > best[-1][0]:
+            best.append(point)
+    return best
+
+
+def images_s_at(points: Sequence[Speed], accuracy: float) -> float | None:
+    """Images/s at an accuracy, by straight lines along the frontier; None outside of what was measured."""
+    best = frontier(points)
+    for (low, fast), (high, slow) in pairwise(best):
+        if low <= accuracy <= high:
+            return fast + (slow - fast) * (accuracy - low) / (high - low)
+    return next((images_s for known, images_s in best if known == accuracy), None)
+
+
+def speeds(rows: Sequence[Row], kind: str) -> list[Speed]:
+    """A kind's points in the largest batches; token merging's begin with the dense model, where nothing is merged."""
+    largest, full_px = max(row["batch_size"] for row in rows), max(row["size_px"] for row in rows)
+    return [
+        (row["accuracy"], row["images_s"])
+        for row in rows
+        if row["batch_size"] == largest
+        and row["accuracy"] is not None
+        and (row["precision"] == kind or kind == MERGING and (row["precision"], row["size_px"]) == (DENSE, full_px))
+    ]
+
+
+def compare(rows: Sequence[Row], presets: Mapping[str, tuple[int, float]]) -> list[Row]:
+    """Each preset (by its input size and threshold) that skips, in each precision, beside its rivals there."""
+    found = []
+    largest = max(row["batch_size"] for row in rows)
+    for precision, kinds in COMPARED.items():
+        for name, point in presets.items():
+            for row in rows:
+                mine = row["precision"] == precision and (row["size_px"], row["threshold"]) == point
+                if name == "full" or not mine or row["batch_size"] != largest or row["accuracy"] is None:
+                    continue
+                reached = {kind: images_s_at(speeds(rows, kind), row["accuracy"]) for kind in kinds}
+                found.append(
+                    {"preset": name, "precision": precision, "batch_size": largest}
+                    | {"accuracy": row["accuracy"], "images_s": row["images_s"]}
+                    | {"rivals": {kind: speed and round(speed, 2) for kind, speed in reached.items()}}
+                )
+    return found
+
+
+def in_words(found: Sequence[Row]) -> str:
+    """The comparison for a person."""
+    lines = []
+    for row in found:
+        beside = ", ".join(
+            f"{WORDS[kind]} {'-' if speed is None else f'{speed:.1f}'}" for kind, speed in row["rivals"].items()
+        )
+        lines.append(
+            f"at {100 * row['accuracy']:.2f} % (preset {row['preset']}, {row['precision']}), images/s in batches of "
+            f"{row['batch_size']}: skipvit {row['images_s']:.1f}, {beside}"
+        )
+    return "\n".join(lines)
