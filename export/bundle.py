@@ -127,7 +127,7 @@ def write_bundle(
         for size_px, model in models.items():
             _write_graph(ServedViT(model, "sparse"), example_inputs(model), folder / graph_file(size_px, source))
         _write_graph(ServedViT(source.model, "masked"), example_inputs(source.model), folder / MASKED)
-        _write_served(models, folder / ANY_SIZE)
+        write_served(models, folder / ANY_SIZE)
         if unseen or source.ranges:
             ranges = observe_all(folder / ANY_SIZE, tuple(models), unseen) if unseen else source.ranges or {}
             write_int8(folder / ANY_SIZE, ranges)
@@ -148,7 +148,8 @@ def write_bundle(
         (folder / CARD).write_text(card)
         _write_manifest(source, models, folder)
         out.mkdir(exist_ok=True)
-        for name in (RESULTS, RANGES, *map(PRECISION.format, LOWER)):
+        graphs = [file.name for file in out.glob("*.onnx") if not (folder / file.name).exists()]
+        for name in (RESULTS, RANGES, *map(PRECISION.format, LOWER), *graphs):
             (out / name).unlink(missing_ok=True)  # an older model's would be taken for this one's
         shutil.rmtree(out / FIGURES, ignore_errors=True)
         for file in sorted(folder.iterdir(), key=lambda file: file.name == MANIFEST):  # the manifest last
@@ -175,7 +176,7 @@ def _write_graph(module: nn.Module, inputs: tuple[Tensor, ...], file: Path) -> N
     save(to_onnx(module.eval(), inputs, (INPUTS, OUTPUTS), file.parent / checkpoint.WEIGHTS), file)
 
 
-def _write_served(models: dict[int, PrunedViT], file: Path) -> None:
+def write_served(models: dict[int, PrunedViT], file: Path) -> None:
     """The graph that is served, for all sizes, in float32 and float16."""
     weights, model = file.parent / checkpoint.WEIGHTS, models[min(models)]
     if len(models) == 1:

@@ -74,7 +74,10 @@ class AnySizeViT(nn.Module):
 
 
 class DenseViT(nn.Module):
-    """The same weights without gates, and without what nothing reads in the last layer: the rival in benchmarks."""
+    """The same weights without gates, and without what nothing reads in the last layer: the rival in benchmarks.
+
+    Its layers are built as the sparse path's are: LayerScales in the weights, no more operators than it needs.
+    """
 
     def __init__(self, model: PrunedViT) -> None:
         super().__init__()
@@ -83,7 +86,8 @@ class DenseViT(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         config = self.model.config
         x = normalise(images, config.mean, config.std)
-        return self.model(x, torch.zeros_like(x[:, 0, 0, 0])).logits  # not `len(x)`, which a trace takes for a constant
+        threshold = torch.zeros_like(x[:, 0, 0, 0])  # not by `len(x)`, which a trace takes for a constant
+        return self.model(x, threshold, "sparse").logits
 
 
 class MergedViT(nn.Module):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from export.calibrate import TOLERATED_LOSS, dense_row
 from models.frontier import frontier
-from service.artifact import Manifest
+from service.artifact import Manifest, Precision, PrecisionPoint
 
 RECIPES = {
     "gates": "the backbone stays frozen, and each gate learns, by cross-entropy, whether its layer changes a patch "
@@ -21,6 +21,11 @@ METHOD_NOTES = (
     "input first and, where the answer's probability is below a cut, the full one as well; both are counted. *Shared*: "
     "some images go to one size, the rest to the next; linear in both."
 )
+LOWER: dict[Precision, str] = {
+    "int8": "computes its large matrix products in int8 (weights 7 bits for each output channel, activations 8 bits in "
+    "ranges observed on held-out training images, `int8.json`)",
+    "float16": "computes in float16 throughout, for GPUs; measured on a CPU, which rounds after each operator",
+}
 PICTURES = {  # file of `models.analyse` -> what it shows
     "similarity.png": "How little a patch changes from a layer's input to its output",
     "threshold.png": "Accuracy and skipped patches against the threshold",
@@ -71,7 +76,8 @@ def render(
         "The cheapest points that lose, on held-out *training* images (`calibration.json`), at most "
         + " and ".join(f"{100 * TOLERATED_LOSS[name]:g} points (`{name}`)" for name in ("balanced", "economy"))
         + ".",
-        *(_int8(manifest) if manifest.int8 else []),
+        *_lower("int8", manifest.int8),
+        *_lower("float16", manifest.float16),
         "## Parity",
         _parity(parity),
         "## Limits",
@@ -122,21 +128,22 @@ def _presets(manifest: Manifest, rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _int8(manifest: Manifest) -> list[str]:
+def _lower(precision: Precision, points: Sequence[PrecisionPoint]) -> list[str]:
+    if not points:
+        return []
     lines = [
         "| input | threshold | top-1 | in float32 | same first label | same decisions | MACs | in float32 |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for point in manifest.int8:
+    for point in points:
         shares = [point.top1, point.float32_top1, point.same_top1, point.same_decisions]
         costs = [point.macs_ratio, point.float32_macs_ratio]
         cells = [f"{100 * share:.2f} %" for share in shares] + [f"{100 * share:.1f} %" for share in costs]
         lines.append(f"| {point.size_px} px | {point.threshold:g} | " + " | ".join(cells) + " |")
     return [
-        "## In int8",
-        "The graphs named `*.int8.onnx` compute their large matrix products in int8 (weights 7 bits for each output "
-        "channel, activations 8 bits in ranges observed on held-out training images, `int8.json`), from the same "
-        "weights file. Beside float32 on the same test images (`int8-evaluation.json`, `python -m export.precision`):",
+        f"## In {precision}",
+        f"`anysize.{precision}.onnx` {LOWER[precision]}, from the same weights file. Beside float32 on the same "
+        f"{points[0].images:,} test images (`{precision}-evaluation.json`, `python -m export.precision`):",
         "\n".join(lines),
     ]
 

@@ -49,6 +49,7 @@ class Tally:
         return {
             "size_px": self.size_px,
             "threshold": self.threshold,
+            "images": len(self.same_top1),
             "top1": round(float(np.mean(self.right[_LOWER])), 4),
             "float32_top1": round(float(np.mean(self.right[_FULL])), 4),
             "same_top1": round(float(np.mean(self.same_top1)), 4),

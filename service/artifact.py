@@ -90,6 +90,7 @@ class PrecisionPoint(_Frozen):
 
     size_px: int
     threshold: Share
+    images: int = Field(gt=0)
     top1: Share
     float32_top1: Share
     same_top1: Share  # of the images: both give the same first label

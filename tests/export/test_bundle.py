@@ -29,6 +29,7 @@ def test_the_bundle_verifies_and_holds_what_the_contract_names(tiny_bundle: Path
     assert manifest.sizes_px == (64, 32)
     assert [graph.file for graph in manifest.graphs] == ["model.onnx", "model-32.onnx"]
     assert set(manifest.files) == {file.name for file in tiny_bundle.iterdir()} - {"manifest.json"}
+    assert manifest.served == {"float32": "anysize.onnx", "float16": "anysize.float16.onnx"}
     assert {"weights.safetensors", "masked.onnx", "README.md", "parity.json"} <= set(manifest.files)
     assert (manifest.presets["full"].size_px, manifest.presets["full"].threshold) == (64, 0)
     assert manifest.labels == ("blue", "green", "red")
@@ -61,7 +62,7 @@ def test_the_sparse_graph_computes_no_norm_twice_and_scatters_twice_a_gated_laye
     assert shape[-2].dim_value == 1  # of the last layer the CLS token alone
 
 
-@pytest.mark.parametrize("name", ["model.onnx", "model-32.onnx", "masked.onnx"])
+@pytest.mark.parametrize("name", ["anysize.onnx", "anysize.float16.onnx", "model.onnx", "model-32.onnx", "masked.onnx"])
 def test_graphs_hold_no_weights_and_point_into_the_one_file(name: str, tiny_bundle: Path) -> None:
     model = onnx.load(tiny_bundle / name, load_external_data=False)
     spans = safetensors_spans(tiny_bundle / "weights.safetensors")

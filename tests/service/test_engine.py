@@ -13,8 +13,8 @@ from tests.fakes import FakeEngine, fake_manifest
 def test_warming_up_runs_the_largest_batch_of_the_largest_size_first_then_every_size() -> None:
     engine = FakeEngine()
     warm_up(engine, fake_manifest().sizes_px, max_batch_size=5)
-    assert [len(batch) for batch in engine.batches] == [5, 5, 1, 1, 1, 1]
-    assert engine.sizes == [28, 28, 28, 28, 14, 14]
+    assert [len(batch) for batch in engine.batches] == [5, 1, 1]
+    assert engine.sizes == [28, 28, 14]
 
 
 @pytest.mark.parametrize(
