@@ -33,13 +33,13 @@ class Settings(BaseSettings):
         "default",
         min_length=1,
         description="Bundles to load at the start: `default` only, `all` of the repository, or names with commas "
-        "between; the default one always. Each takes about 650 MB and its share of the CPUs while it works.",
+        "between; the default one always. Each takes about 180 MB and its share of the CPUs while it works.",
     )
     repository_control: bool = Field(
         False,
         description="Whether callers may load, reload and unload models over the API (/v2/repository). Convenient to "
-        "operate; whoever reaches the port can then take models away. A reload needs room for a second model, about 1 "
-        "GB, while it lasts.",
+        "operate; whoever reaches the port can then take models away. A reload needs room for a second model, "
+        "about 230 MB, while it lasts.",
     )
     host: str = Field(
         "127.0.0.1", min_length=1, description="Address to listen on; 0.0.0.0 takes requests from other machines."

@@ -10,20 +10,20 @@ from models.selection import keep_patches, keep_tokens, kept_rows, straight_thro
 
 def test_each_image_has_its_own_threshold_and_equal_scores_are_skipped() -> None:
     scores = torch.tensor([[0.2, 0.5, 0.8], [0.2, 0.5, 0.8]])
-    kept = keep_patches(scores, torch.tensor([0.5, 0.1]))
+    kept = keep_patches(scores.logit(), torch.tensor([0.5, 0.1]))
     assert kept.tolist() == [[False, False, True], [True, True, True]]
 
 
 def test_threshold_zero_keeps_even_a_score_of_zero_and_threshold_one_keeps_nothing() -> None:
-    scores = torch.tensor([[0.0, 1.0], [0.0, 1.0]])
-    assert keep_patches(scores, torch.tensor([0.0, 1.0])).tolist() == [[True, True], [False, False]]
+    logits = torch.tensor([[-1e4, 1e4], [-1e4, 1e4]])  # whose sigmoids are 0 and 1
+    assert keep_patches(logits, torch.tensor([0.0, 1.0])).tolist() == [[True, True], [False, False]]
 
 
 def test_without_noise_training_decides_as_inference_does() -> None:
     logits = torch.randn(6, 50, generator=torch.Generator().manual_seed(0)) * 3
     threshold = torch.tensor([0.0, 0.1, 0.5, 0.5, 0.9, 1.0])
     decided = straight_through(0.0)(logits, threshold)
-    assert decided.tolist() == keep_patches(logits.sigmoid(), threshold).float().tolist()
+    assert decided.tolist() == keep_patches(logits, threshold).float().tolist()
     assert 0.1 < decided.mean() < 0.9
 
 
