@@ -80,7 +80,7 @@ def test_graphs_hold_no_weights_and_point_into_the_one_file(name: str, tiny_bund
     assert pointed == own  # every weight, and nothing else
     inline = [i for i in model.graph.initializer if i.data_location != onnx.TensorProto.EXTERNAL]
     resampled = [i for i in inline if i.name.endswith("pos_embed")]
-    assert len(resampled) == (1 if name == "model-32.onnx" else 0)
+    assert len(resampled) == (0 if name in ("model.onnx", "masked.onnx") else 1)
     assert sum(len(i.raw_data) for i in inline if i not in resampled) < 2_000
     assert str(tiny_bundle.parent) not in str(model)
 
@@ -106,7 +106,8 @@ def test_the_graph_has_the_contracts_names_and_types(tiny_bundle: Path) -> None:
 
 def test_parity_was_proved_and_written_down(tiny_bundle: Path) -> None:
     parity = json.loads((tiny_bundle / "parity.json").read_text())
-    assert set(parity) == {"model.onnx", "model-32.onnx", "masked.onnx"}
+    served = {f"anysize.onnx, {size_px} px" for size_px in (64, 32)}
+    assert set(parity) == {*served, "model.onnx", "model-32.onnx", "masked.onnx"}
     for figures in parity.values():
         assert figures["holds"]
         assert figures["rows"] == 12 * 6 * 4  # images x thresholds x batch sizes
