@@ -123,25 +123,15 @@ def dense_int8(bundle: Bundle, file: Path) -> Path | None:
 
 
 def dense_ranges(dense: ModelProto, served: Mapping[str, Range]) -> dict[str, Range]:
-    """The ranges of a dense graph's products from those of the served graph, which uses some weights in parts.
-
-    Queries are of kept tokens there, keys and values of all: one product has the hull of what its weight's parts have.
+    """The ranges of a dense graph's products, which the served graph has, too, among those of the served graph.
 
     Raises:
-        ExportError: a weight isn't among `served`.
+        ExportError: one isn't among `served`.
     """
-
-    def uses(keys: Sequence[str], key: str) -> list[str]:
-        return [other for other in keys if other.rpartition(":")[0] == key.rpartition(":")[0]]
-
-    wanted, found = [product.key for product in products(dense)], {}
-    for key in wanted:
-        parts = uses(list(served), key)
-        if not parts:
-            raise ExportError(f"{RANGES} doesn't know {key}: observe anew with `python -m export --calibrate DATA`")
-        spans = [served[part] for part in parts] if len(uses(wanted, key)) != len(parts) else [served[key]]
-        found[key] = Range(min(span.low for span in spans), max(span.high for span in spans))
-    return found
+    keys = [product.key for product in products(dense)]
+    if missing := [key for key in keys if key not in served]:
+        raise ExportError(f"{RANGES} doesn't know {missing[0]}: observe anew with `python -m export --calibrate DATA`")
+    return {key: served[key] for key in keys}
 
 
 def merging(model: PrunedViT, folder: Path, threads: int) -> Iterator[Rival]:

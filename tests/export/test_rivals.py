@@ -124,18 +124,15 @@ def test_the_dense_graph_costs_what_the_manifest_says_and_takes_any_batch(tiny_b
         torch.testing.assert_close(torch.from_numpy(logits), expected[rows], atol=1e-4, rtol=0)
 
 
-def test_a_product_that_the_served_graph_has_in_parts_spans_them_all(int8_bundle: Bundle, tmp_path: Path) -> None:
+def test_a_dense_products_range_is_that_of_the_same_product_in_the_served_graph(
+    int8_bundle: Bundle, tmp_path: Path
+) -> None:
     dense = onnx.load(write_dense(int8_bundle, tmp_path), load_external_data=False)
     keys = [product.key for product in products(dense)]
-    served = {key: Range(-1, 1) for key in keys}
-    parted, last = "model.vit.blocks.1.attn.qkv.weight", "model.vit.blocks.5.attn.qkv.weight"
-    served |= {f"{parted}:0": Range(-3, 1), f"{parted}:1": Range(-2, 5), f"{last}:1": Range(-7, 7)}
-    found = dense_ranges(dense, served)
-    assert list(found) == keys
-    assert found[f"{parted}:0"] == (-3, 5)
-    assert [found[f"{last}:{use}"] for use in range(3)] == [(-1, 1), (-7, 7), (-1, 1)]
-    del served[f"{parted}:0"], served[f"{parted}:1"]
-    with pytest.raises(ExportError, match=f"{parted}:0: observe anew"):
+    served = {key: Range(-number, number) for number, key in enumerate(keys, 1)}
+    assert dense_ranges(dense, {**served, "of a gate": Range(-1, 1)}) == served
+    del served[keys[3]]
+    with pytest.raises(ExportError, match=f"{keys[3]}: observe anew"):
         dense_ranges(dense, served)
 
 
