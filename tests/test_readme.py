@@ -113,6 +113,7 @@ def test_the_first_answer_has_the_label_what_was_skipped_and_what_it_cost(port: 
     assert counted[1] == counted[0] + 1
 
 
+@pytest.mark.timeout(900)  # it trains, exports, and times everybody
 def test_the_training_line_runs_as_written(toy_images: Path, tmp_path: Path) -> None:
     """From data to a bundle of one's own, by the README's commands, with DATA, MODEL and BACKBONE set to toys."""
     import timm
