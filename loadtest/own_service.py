@@ -95,7 +95,7 @@ def _wait(process: subprocess.Popen[bytes], url: str, log: Path, poll_s: float) 
             lines = log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
             how = "didn't get ready" if process.poll() is None else f"ended with exit code {process.returncode}"
             raise TargetError(f"the service {how}: {lines[-1]} (all of it: {log})")
-        time.sleep(poll_s)
+        time.sleep(poll_s)  # another process, which tells nobody when it is ready
 
 
 def _free_port() -> int:
