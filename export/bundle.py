@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from export.calibrate import calibration_points, choose_presets, dense_row
-from export.graph import INPUTS, OUTPUTS, AnySizeViT, ServedViT, example_inputs
+from export.calibrate import calibration_points, choose_presets, dense_row, time_ratios
+from export.graph import INPUTS, OUTPUTS, AnySizeViT, ServedViT, example_inputs, without_gates
 from export.int8 import RANGES, check_precision, observe_all, write_int8
 from export.model_card import render
 from export.parity import Parity, compare, image_array, onnx_infer
@@ -42,6 +42,7 @@ from service.onnx_engine import OnnxEngine
 
 MASKED = "masked.onnx"
 ANY_SIZE = "anysize.onnx"
+ANY_SIZE_DENSE = "anysize-dense.onnx"  # for threshold 0
 EVALUATION = "evaluation.json"
 CALIBRATION = "calibration.json"
 TRAINING = "train.json"
@@ -93,6 +94,7 @@ def read_source(folder: Path, origin: Origin | None) -> Source:
     full_px = model.config.image_size_px
     for measured in (evaluation, calibration):
         dense_row(measured["rows"], full_px)
+        time_ratios(measured["rows"])
     results, ranges = (_measured(folder / name, "") if (folder / name).exists() else None for name in (RESULTS, RANGES))
     files: dict[Precision, Path] = {name: folder / PRECISION.format(name) for name in LOWER}
     precisions = {name: _measured(file, "") for name, file in files.items() if file.exists()}
@@ -128,9 +130,11 @@ def write_bundle(
             _write_graph(ServedViT(model, "sparse"), example_inputs(model), folder / graph_file(size_px, source))
         _write_graph(ServedViT(source.model, "masked"), example_inputs(source.model), folder / MASKED)
         write_served(models, folder / ANY_SIZE)
+        write_served({size_px: without_gates(each) for size_px, each in models.items()}, folder / ANY_SIZE_DENSE)
         if unseen or source.ranges:
             ranges = observe_all(folder / ANY_SIZE, tuple(models), unseen) if unseen else source.ranges or {}
-            write_int8(folder / ANY_SIZE, ranges)
+            for name in (ANY_SIZE, ANY_SIZE_DENSE):
+                write_int8(folder / name, ranges)
         _write_manifest(source, models, folder)
         parities = _parities(models, folder, images)
         bundle = load_bundle(folder)
@@ -177,7 +181,7 @@ def _write_graph(module: nn.Module, inputs: tuple[Tensor, ...], file: Path) -> N
 
 
 def write_served(models: dict[int, PrunedViT], file: Path) -> None:
-    """The graph that is served, for all sizes, in float32 and float16."""
+    """A graph that is served, for all sizes, in float32 and float16."""
     weights, model = file.parent / checkpoint.WEIGHTS, models[min(models)]
     if len(models) == 1:
         graph = trace(ServedViT(model, "sparse").eval(), example_inputs(model), (INPUTS, OUTPUTS))
@@ -234,6 +238,7 @@ def _write_manifest(source: Source, models: dict[int, PrunedViT], folder: Path) 
         gated_layers=config.gated_layers,
         graphs=tuple(graphs),
         served={name: file for name in PRECISIONS if (file := in_precision(ANY_SIZE, name)) in digests},
+        dense={name: file for name in PRECISIONS if (file := in_precision(ANY_SIZE_DENSE, name)) in digests},
         masked_graph=MASKED,
         presets=choose_presets(source.calibration["rows"], config.image_size_px),
         calibration=calibration_points(source.calibration["rows"]),

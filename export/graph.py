@@ -73,15 +73,20 @@ class AnySizeViT(nn.Module):
         return self.patch_px * Dim("grid", min=self.grids[-1], max=self.grids[0])
 
 
+def without_gates(model: PrunedViT) -> PrunedViT:
+    """The same weights, every patch computed in every layer: what threshold 0 means, with nothing to decide or pack."""
+    return PrunedViT(model.vit, replace(model.config, gated_layers=()))
+
+
 class DenseViT(nn.Module):
-    """The same weights without gates, and without what nothing reads in the last layer: the rival in benchmarks.
+    """The model without gates, and without what nothing reads in the last layer: the rival in benchmarks.
 
     Its layers are built as the sparse path's are: LayerScales in the weights, no more operators than it needs.
     """
 
     def __init__(self, model: PrunedViT) -> None:
         super().__init__()
-        self.model = PrunedViT(model.vit, replace(model.config, gated_layers=()))
+        self.model = without_gates(model)
 
     def forward(self, images: Tensor) -> Tensor:
         config = self.model.config

@@ -85,7 +85,7 @@ def measure(bundle: Bundle, precision: Precision, data: str, max_images: int) ->
             first: dict[str, NDArray[np.int64]] = {name: out.logits.argmax(1) for name, out in found.items()}
             for name, out in found.items():
                 tally.right[name] += (first[name] == labels.numpy()).tolist()
-                tally.macs[name] += used_macs(manifest.graph(size_px), out.kept.sum(-1)).tolist()
+                tally.macs[name] += used_macs(manifest.graph(size_px), out.kept.sum(-1), threshold > 0).tolist()
             tally.same_top1 += (first[_LOWER] == first[_FULL]).tolist()
             same = found[_LOWER].kept[:, gated] == found[_FULL].kept[:, gated]
             tally.same_decisions += same.mean((1, 2)).tolist()

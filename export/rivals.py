@@ -208,7 +208,7 @@ def ours(bundle: Bundle, precision: Precision, points: Sequence[Point], threads:
             return Answer(*engine.infer(images, np.full(len(images), threshold, np.float32)))
 
         def macs(answer: Answer) -> float:
-            return float(used_macs(bundle.manifest.graph(size_px), answer.kept.sum(-1)).mean())
+            return float(used_macs(bundle.manifest.graph(size_px), answer.kept.sum(-1), threshold > 0).mean())
 
         return Rival(precision, f"skipvit {precision}", size_px, macs, run, precision == "float32", threshold)
 

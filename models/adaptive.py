@@ -47,7 +47,7 @@ def forced(model: PrunedViT, images: LabelledImages, counts: list[int], batch_si
         x = normalise(pixels.to(device), model.config.mean, model.config.std)
         out = model(x, x.new_zeros(len(x)), "sparse", keep_highest(iter(counts)))
         right += int((out.logits.argmax(1).cpu() == labels).sum())
-        macs += float(used_macs(shape, out.kept).sum())
+        macs += float(used_macs(shape, out.kept, gated=True).sum())
     return {"macs_ratio": round(macs / len(images) / shape.dense, 4), "top1": round(right / len(images), 4)}
 
 

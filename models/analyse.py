@@ -65,7 +65,7 @@ def measure(model: PrunedViT, images: LabelledImages, threshold: float, keep_thr
             dense.argmax(1) == labels,
             runs[threshold].logits.argmax(1).cpu() == labels,
             kept,
-            used_macs(shape, kept).double() / shape.dense,
+            used_macs(shape, kept, threshold > 0).double() / shape.dense,
             torch.stack([runs[level].kept.float().mean(-1).cpu() for level in keep_thresholds], 1),
         )
         parts.append([tensor.numpy() for tensor in tensors])

@@ -60,7 +60,7 @@ class Tally:
         self.images += len(labels)
         self.top1 += int(hits[:, 0].sum())
         self.top5 += int(hits.sum())
-        self.macs.append(used_macs(self.shape, kept))
+        self.macs.append(used_macs(self.shape, kept, self.threshold > 0))
         self.answers.append(best[:, 0])
         self.probabilities.append(logits.softmax(1).amax(1))
         self.kept += kept.double().mean(-1).sum(0)

@@ -116,8 +116,13 @@ def shape_of(model: PrunedViT, patches: int | None = None) -> Shape:
     )
 
 
-def used_macs(shape: Shape, kept: Tensor) -> Tensor:
-    """MACs each image used: kept (B, L, P) bool -> (B,) int64."""
+def used_macs(shape: Shape, kept: Tensor, gated: bool) -> Tensor:
+    """MACs each image used: kept (B, L, P) bool -> (B,) int64.
+
+    `gated`: did gates run? They needn't at threshold 0, where there is nothing to decide: the dense model's MACs.
+    """
+    if not gated:
+        return torch.full_like(kept[:, 0, 0], shape.dense, dtype=torch.int64)
     counts = kept.sum(-1)  # (B, L)
     total = torch.full_like(counts[:, 0], shape.fixed)
     for i in range(shape.layers):

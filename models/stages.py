@@ -226,7 +226,7 @@ def judge(
             out = model(x, torch.full((len(x),), threshold, device=x.device))
             right[i] += int((out.logits.argmax(1) == labels).sum())
             skipped[i] += float((~out.kept[:, gated]).float().mean((1, 2)).sum()) if gated else 0.0
-            macs[i] += float(used_macs(shape_of(model, out.kept.shape[2]), out.kept).sum())
+            macs[i] += float(used_macs(shape_of(model, out.kept.shape[2]), out.kept, threshold > 0).sum())
     names = ("size_px", "threshold", "top1", "skipped", "macs_ratio")
     return [
         dict(

@@ -80,6 +80,7 @@ class CalibrationPoint(_Frozen):
     size_px: int
     threshold: Share
     macs_ratio: Spread  # of the dense MACs at the full size
+    time_ratio: Ratio  # of the dense model's time at the full size, in batches: MACs and packing
     skipped_patches: float = Field(ge=0)  # mean over images and gated layers
     keep_per_layer: tuple[Share, ...]  # share of patches computed, every layer of the model
     accuracy: Share
@@ -137,6 +138,7 @@ class Manifest(_Frozen):
     gated_layers: tuple[int, ...]
     graphs: tuple[Graph, ...] = Field(min_length=1)  # the full size first
     served: dict[Precision, str]  # what the engine runs: one sparse graph for all sizes, in each precision there is
+    dense: dict[Precision, str]  # the same without gates, for rows at threshold 0; in the same precisions
     masked_graph: str
     presets: dict[Literal["full", "balanced", "economy"], Preset]
     calibration: tuple[CalibrationPoint, ...]
@@ -157,7 +159,10 @@ class Manifest(_Frozen):
             raise ValueError(f"gated_layers must name some of the {self.layers} layers: {self.gated_layers}")
         if "float32" not in self.served:
             raise ValueError("served must name a float32 graph")
-        for name in (*(graph.file for graph in self.graphs), *self.served.values(), self.masked_graph):
+        if self.served.keys() != self.dense.keys():
+            raise ValueError(f"served has {sorted(self.served)}, dense {sorted(self.dense)}: both need the same")
+        served = (*self.served.values(), *self.dense.values())
+        for name in (*(graph.file for graph in self.graphs), *served, self.masked_graph):
             if name not in self.files:
                 raise ValueError(f"files has no digest for {name}")
         for preset in self.presets.values():

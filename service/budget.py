@@ -1,13 +1,15 @@
 """From what the caller wants to spend to an input size and a threshold. Pure; knows the calibration table, no HTTP.
 
-The table holds, for pairs of input size and threshold, the mean share of the full dense MACs and the accuracy. Between
-two neighbouring thresholds of one size both are taken as linear, and so is the threshold that meets a share.
+The table holds, for pairs of input size and threshold, the mean shares of the full dense MACs and of the dense model's
+time, and the accuracy. Between two neighbouring thresholds of one size all are taken as linear, and so is the threshold
+that meets a share. Callers buy MACs, which mean the same everywhere; load and deadlines are about time.
 """
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -23,43 +25,50 @@ class Choice(NamedTuple):
     threshold: float
 
 
-def mean_macs_ratio(manifest: Manifest, size_px: int, threshold: float) -> float:
-    """Mean MACs of an image at this size and threshold, as a share of the full dense MACs.
+class Expected(NamedTuple):
+    """What an image at one pair is expected to take, as shares of the dense model's at the full size, and to score."""
+
+    macs_ratio: float
+    time_ratio: float
+    accuracy: float
+
+
+def expected(manifest: Manifest, size_px: int, threshold: float) -> Expected:
+    """What the table says of a pair, on average.
 
     Linear between the table's thresholds, the nearest one's beyond them; without a table all patches are counted.
     """
-    expected = _expected(manifest, Choice(size_px, threshold))
-    return manifest.graph(size_px).dense_macs / manifest.full.dense_macs if expected is None else expected.macs_ratio
+    known = _known(manifest, Choice(size_px, threshold))
+    if known is not None:
+        return known
+    dense = manifest.graph(size_px).dense_macs / manifest.full.dense_macs
+    return Expected(dense, dense, math.nan)
 
 
 def cheaper(manifest: Manifest, choice: Choice, share: float, *, size_px: int | None = None) -> Choice:
-    """The most accurate pair within the share `share` of the full dense MACs, or `choice` if that costs no more.
+    """The most accurate pair within the share `share` of the full dense time, or `choice` if that takes no longer.
 
     Args:
         size_px: the only input size to look at, for images that come at a size; None looks at all.
     """
-    if not any(size_px in (None, point.size_px) for point in manifest.calibration):
+    points = [point for point in manifest.calibration if size_px in (None, point.size_px)]
+    if not points:
         return choice
-    found = solve(manifest, share, size_px=size_px)
-    return found if mean_macs_ratio(manifest, *found) < mean_macs_ratio(manifest, *choice) else choice
+    found = _best(points, share, _time)
+    return found if expected(manifest, *found).time_ratio < expected(manifest, *choice).time_ratio else choice
 
 
 def dominates(manifest: Manifest, choice: Choice, other: Choice) -> bool:
     """Whether an answer at `choice` may stand for one at `other`: it spends no less and scores no lower."""
     if choice.size_px == other.size_px:
         return choice.threshold <= other.threshold
-    ours, theirs = _expected(manifest, choice), _expected(manifest, other)
+    ours, theirs = _known(manifest, choice), _known(manifest, other)
     if ours is None or theirs is None:
         return False
     return ours.macs_ratio >= theirs.macs_ratio and ours.accuracy >= theirs.accuracy
 
 
-class _Expected(NamedTuple):
-    macs_ratio: float
-    accuracy: float
-
-
-def _expected(manifest: Manifest, choice: Choice) -> _Expected | None:
+def _known(manifest: Manifest, choice: Choice) -> Expected | None:
     """The table at a pair, interpolated; None if it says nothing about the size."""
     found = [point for point in manifest.calibration if point.size_px == choice.size_px]
     points = sorted(found, key=lambda point: point.threshold)
@@ -69,15 +78,16 @@ def _expected(manifest: Manifest, choice: Choice) -> _Expected | None:
     lower, upper = points[max(place - 1, 0)], points[min(place, len(points) - 1)]
     width = upper.threshold - lower.threshold
     share = (choice.threshold - lower.threshold) / width if width > 0 else 0.0
-    return _Expected(
-        lower.macs_ratio.mean + share * (upper.macs_ratio.mean - lower.macs_ratio.mean),
-        lower.accuracy + share * (upper.accuracy - lower.accuracy),
-    )
+
+    def between(value: Callable[[CalibrationPoint], float]) -> float:
+        return value(lower) + share * (value(upper) - value(lower))
+
+    return Expected(between(_macs), between(_time), between(lambda point: point.accuracy))
 
 
 class _Candidate(NamedTuple):
     accuracy: float
-    macs_ratio: float
+    cost: float
     choice: Choice
 
 
@@ -128,21 +138,35 @@ def solve(manifest: Manifest, compute: float, *, size_px: int | None = None) -> 
     points = [point for point in manifest.calibration if size_px in (None, point.size_px)]
     if not points:
         raise BadParameter("compute: this model has no calibration table for it; use threshold")
-    candidates = list(_within(points, compute))
+    return _best(points, compute, _macs)
+
+
+def _macs(point: CalibrationPoint) -> float:
+    return point.macs_ratio.mean
+
+
+def _time(point: CalibrationPoint) -> float:
+    return point.time_ratio
+
+
+def _best(points: list[CalibrationPoint], share: float, cost: Callable[[CalibrationPoint], float]) -> Choice:
+    candidates = list(_within(points, share, cost))
     if not candidates:
-        cheapest = min(points, key=lambda point: point.macs_ratio.mean)
+        cheapest = min(points, key=cost)
         return Choice(cheapest.size_px, cheapest.threshold)
     return max(candidates).choice
 
 
-def _within(points: list[CalibrationPoint], compute: float) -> Iterator[_Candidate]:
+def _within(
+    points: list[CalibrationPoint], limit: float, cost: Callable[[CalibrationPoint], float]
+) -> Iterator[_Candidate]:
     for point in points:
-        if point.macs_ratio.mean <= compute:
-            yield _Candidate(point.accuracy, point.macs_ratio.mean, Choice(point.size_px, point.threshold))
+        if cost(point) <= limit:
+            yield _Candidate(point.accuracy, cost(point), Choice(point.size_px, point.threshold))
     by_threshold = sorted(points, key=lambda point: (point.size_px, point.threshold))
     for lower, upper in pairwise(by_threshold):
-        if lower.size_px == upper.size_px and upper.macs_ratio.mean < compute < lower.macs_ratio.mean:
-            share = (lower.macs_ratio.mean - compute) / (lower.macs_ratio.mean - upper.macs_ratio.mean)
+        if lower.size_px == upper.size_px and cost(upper) < limit < cost(lower):
+            share = (cost(lower) - limit) / (cost(lower) - cost(upper))
             threshold = lower.threshold + share * (upper.threshold - lower.threshold)
             accuracy = lower.accuracy + share * (upper.accuracy - lower.accuracy)
-            yield _Candidate(accuracy, compute, Choice(lower.size_px, threshold))
+            yield _Candidate(accuracy, limit, Choice(lower.size_px, threshold))

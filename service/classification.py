@@ -84,7 +84,7 @@ async def classify_images(
             Plan(one.choice, plan.degraded and not dominates(model.manifest, one.choice, wanted)) for one in computed
         ],
         computed=computed,
-        receipts=[make_receipt(model.manifest, one.choice.size_px, one.answer.kept) for one in computed],
+        receipts=[make_receipt(model.manifest, one.choice, one.answer.kept) for one in computed],
         images=run.images,
         measured=Measured(run.decode_s, [one.answer for one in computed], serving.now() - request.state.started_s),
     )

@@ -73,5 +73,5 @@ class Controller:
         self._ceiling = min(max(self._ceiling + change, 0.0), 1.0)
 
     def share(self, wanted: float, minimum: float) -> float:
-        """The share of the dense MACs to spend on a request that wants `wanted` and may be lowered to `minimum`."""
+        """The share of the dense time to spend on a request that wants `wanted` and may be lowered to `minimum`."""
         return wanted - self.level * max(0.0, wanted - minimum)

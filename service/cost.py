@@ -2,7 +2,8 @@
 
 How many patches a gate keeps is known only once it ran, so both steps are predictions that learn: MACs are the table's
 mean for the input size and threshold, corrected by what recent images of that size really took; seconds are a fixed
-part plus a part for each MAC, fitted to recent runs with weights that fade. It knows no queue and reads no clock.
+part plus a part for each MAC, fitted to recent runs with weights that fade. What packing takes beside the MACs of a
+size, by the table, counts as MACs here. It knows no queue and reads no clock.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.artifact import Manifest
-from service.budget import mean_macs_ratio
+from service.budget import expected
 from service.macs import used_macs
 
 _FADE = 0.95  # of a run's weight, with every run that follows it
@@ -26,7 +27,7 @@ class Cost(Protocol):
     """What the batcher asks before and tells after a run."""
 
     def macs(self, size_px: int, threshold: float) -> float:
-        """MACs that one image will take, on average."""
+        """MACs that one image will take, on average, packing among them."""
         ...
 
     def seconds(self, macs: float) -> float:
@@ -49,9 +50,9 @@ class CostModel:
         self._fit = _FadingLine()
 
     def macs(self, size_px: int, threshold: float) -> float:
-        """MACs that one image will take, on average."""
-        ratio = mean_macs_ratio(self._manifest, size_px, threshold)
-        return ratio * self._manifest.full.dense_macs * self._corrections[size_px]
+        """MACs that one image will take, on average, packing among them."""
+        corrected = expected(self._manifest, size_px, threshold).macs_ratio * self._corrections[size_px]
+        return corrected * self._manifest.full.dense_macs + self._packing(size_px, threshold)
 
     def seconds(self, macs: float) -> float:
         """Seconds that a run of so many MACs will take; 0 before the first run was seen."""
@@ -61,15 +62,21 @@ class CostModel:
         self, size_px: int, thresholds: NDArray[np.float32], kept: NDArray[np.bool_], seconds: float
     ) -> float | None:
         """Take in what a run took: thresholds (B,), kept (B, L, P). Returns actual over predicted seconds, if any."""
-        predicted_macs = sum(self.macs(size_px, float(threshold)) for threshold in thresholds)
+        rows: list[float] = thresholds.tolist()
+        predicted_macs = sum(self.macs(size_px, threshold) for threshold in rows)
+        packing = sum(self._packing(size_px, threshold) for threshold in rows)
         predicted_s = self.seconds(predicted_macs)
-        macs = float(used_macs(self._manifest.graph(size_px), kept.sum(axis=2)).sum())
+        macs = float(used_macs(self._manifest.graph(size_px), kept.sum(axis=2), thresholds > 0).sum())
         low, high = _CORRECTION_BOUNDS
         correction = self._corrections[size_px]
-        target = correction * macs / predicted_macs
+        target = correction * macs / (predicted_macs - packing)
         self._corrections[size_px] = float(np.clip(correction + _CORRECTION_WEIGHT * (target - correction), low, high))
-        self._fit.add(macs, seconds)
+        self._fit.add(macs + packing, seconds)
         return seconds / predicted_s if predicted_s else None
+
+    def _packing(self, size_px: int, threshold: float) -> float:
+        found = expected(self._manifest, size_px, threshold)
+        return (found.time_ratio - found.macs_ratio) * self._manifest.full.dense_macs
 
 
 class _FadingLine:

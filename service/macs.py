@@ -8,13 +8,14 @@ from numpy.typing import NDArray
 from service.artifact import Graph
 
 
-def used_macs(graph: Graph, kept_counts: NDArray[np.integer]) -> NDArray[np.int64]:
+def used_macs(graph: Graph, kept_counts: NDArray[np.integer], gated: bool | NDArray[np.bool_]) -> NDArray[np.int64]:
     """MACs spent by a graph that kept `kept_counts` (..., L) patches in its layers; returns (...) int64.
 
     Each layer costs `constant + per_kept * k + per_kept_squared * k**2`; patch embedding and head cost a fixed sum.
+    `gated` (...): did gates run? They don't at threshold 0, where there is nothing to decide: the dense model's cost.
     """
     terms = np.array([(m.constant, m.per_kept, m.per_kept_squared) for m in graph.layer_macs], np.int64)  # (L, 3)
     k = kept_counts.astype(np.int64)
     layers = terms[:, 0] + terms[:, 1] * k + terms[:, 2] * k**2  # (..., L)
     total: NDArray[np.int64] = graph.fixed_macs + layers.sum(axis=-1)
-    return total
+    return np.where(gated, total, graph.dense_macs)

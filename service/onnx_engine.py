@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,11 @@ OUTPUTS = {"logits": "tensor(float)", "kept": "tensor(bool)"}
 
 
 class OnnxEngine:
-    """One session for all input sizes; safe to call from one thread at a time."""
+    """Two sessions, each for all input sizes; safe to call from one thread at a time.
+
+    Rows at threshold 0 go through the graph without gates, as fast as the dense model; all others are packed. Which of
+    them a row goes through depends on its own threshold alone, so its answer doesn't depend on its neighbours.
+    """
 
     def __init__(
         self,
@@ -48,7 +53,8 @@ class OnnxEngine:
         self._layers = bundle.manifest.layers
         self._patches = {graph.size_px: graph.patches for graph in bundle.manifest.graphs}
         self._run_options = ort.RunOptions()
-        self._session = self._load(bundle)
+        self._gated = self._load(bundle, bundle.manifest.served)
+        self._dense = self._load(bundle, bundle.manifest.dense)
 
     def infer(self, images: NDArray[np.uint8], threshold: NDArray[np.float32]) -> EngineOutput:
         """Classify `images` (B, H, W, 3) of one of the bundle's sizes, each row with its own threshold (B,).
@@ -59,28 +65,40 @@ class OnnxEngine:
         size_px = images.shape[1]
         if size_px not in self._patches or images.shape[2] != size_px:
             raise InferenceFailed(f"the model takes no images of {images.shape[1]} x {images.shape[2]} px")
-        try:
-            self._run_options = ort.RunOptions()  # its own for each run, so that `terminate` can't hit a later one
-            feed: dict[str, NDArray[Any]] = {"images": images, "threshold": threshold}
-            if self.execution.on_gpu:
-                logits, kept = run_bound(self._session, feed, "cuda", self._run_options)
-            else:
-                logits, kept = self._session.run(list(OUTPUTS), feed, self._run_options)
-        except Exception as error:  # the runtime's errors have no common base class but this
-            raise InferenceFailed(f"ONNX Runtime failed: {str(error).splitlines()[0]}") from error
-        output = EngineOutput(logits, kept)
-        check_output(output, rows=len(images))
-        if logits.shape[1] != self._classes or kept.shape[1:] != (self._layers, self._patches[size_px]):
-            raise InferenceFailed(f"the graph gave logits {logits.shape} and kept {kept.shape}, unlike the manifest")
-        return output
+        self._run_options = ort.RunOptions()  # its own for each call, so that `terminate` can't hit a later one
+        gated = threshold > 0
+        if gated.all() or not gated.any():
+            return self._run(self._gated if gated.all() else self._dense, images, threshold)
+        logits = np.empty((len(images), self._classes), np.float32)
+        kept = np.empty((len(images), self._layers, self._patches[size_px]), np.bool_)
+        for session, rows in ((self._gated, gated), (self._dense, ~gated)):
+            logits[rows], kept[rows] = self._run(session, images[rows], threshold[rows])
+        return EngineOutput(logits, kept)
 
     def terminate(self) -> None:
         """Ask a running `infer`, from another thread, to fail soon; without effect if none runs."""
         self._run_options.terminate = True
 
-    def _load(self, bundle: Bundle) -> ort.InferenceSession:
+    def _run(
+        self, session: ort.InferenceSession, images: NDArray[np.uint8], threshold: NDArray[np.float32]
+    ) -> EngineOutput:
+        feed: dict[str, NDArray[Any]] = {"images": images, "threshold": threshold}
+        try:
+            if self.execution.on_gpu:
+                output = EngineOutput(*run_bound(session, feed, "cuda", self._run_options))
+            else:
+                output = EngineOutput(*session.run(list(OUTPUTS), feed, self._run_options))
+        except Exception as error:  # the runtime's errors have no common base class but this
+            raise InferenceFailed(f"ONNX Runtime failed: {str(error).splitlines()[0]}") from error
+        check_output(output, rows=len(images))
+        logits, kept = output
+        if logits.shape[1] != self._classes or kept.shape[1:] != (self._layers, self._patches[images.shape[1]]):
+            raise InferenceFailed(f"the graph gave logits {logits.shape} and kept {kept.shape}, unlike the manifest")
+        return output
+
+    def _load(self, bundle: Bundle, graphs: Mapping[Precision, str]) -> ort.InferenceSession:
         precision, sizes_px = self.execution.precision, bundle.manifest.sizes_px
-        name = bundle.manifest.served.get(precision)
+        name = graphs.get(precision)
         if name is None:
             raise BundleError(
                 f"{bundle.path} has no {precision} graph: set SKIPVIT_PRECISION=float32, or export it with "

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
 from service.artifact import Manifest
-from service.budget import Choice, cheaper, mean_macs_ratio
+from service.budget import Choice, cheaper, expected
 from service.controller import Controller
 from service.errors import DeadlinePassed, Overloaded
 from service.settings import PresetName
@@ -54,7 +54,7 @@ class Planner:
         min_compute: Mapping[PresetName, float],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`min_compute`: the share of the dense MACs that load may lower each preset to; absent, not at all."""
+        """`min_compute`: the share of the dense time that load may lower each preset to; absent, not at all."""
         self._manifest = manifest
         self._queue = queue
         self._controller = controller
@@ -92,7 +92,7 @@ class Planner:
             Overloaded: the queue is too long for the deadline; later it would do.
             DeadlinePassed: the deadline is too short even for an idle engine.
         """
-        ratio = mean_macs_ratio(self._manifest, *wanted)
+        ratio = expected(self._manifest, *wanted).time_ratio
         minimum = self._min_compute.get(bound, 1.0)
         share = self._controller.share(ratio, minimum) if self.level > 0 and by_load else ratio
         choice = cheaper(self._manifest, wanted, share, size_px=size_px) if share < ratio else wanted

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from service import schemas
 from service.artifact import Manifest
+from service.budget import Choice
 from service.macs import used_macs
 from service.planner import Plan
 
@@ -23,12 +24,12 @@ class Receipt(NamedTuple):
     macs_ratio: float  # of the dense MACs at the full size
 
 
-def make_receipt(manifest: Manifest, size_px: int, kept: NDArray[np.bool_]) -> Receipt:
-    """The receipt for one image from its kept patches (L, P)."""
+def make_receipt(manifest: Manifest, choice: Choice, kept: NDArray[np.bool_]) -> Receipt:
+    """The receipt for one image that ran at `choice` from its kept patches (L, P)."""
     patches = kept.shape[1]
     kept_counts = kept.sum(axis=1, dtype=np.int64)  # (L,)
     skipped = patches - kept_counts
-    used = int(used_macs(manifest.graph(size_px), kept_counts))
+    used = int(used_macs(manifest.graph(choice.size_px), kept_counts, choice.threshold > 0))
     return Receipt(
         patches=patches,
         skipped_per_layer=tuple(skipped.tolist()),

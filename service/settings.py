@@ -120,8 +120,8 @@ class Settings(BaseSettings):
     )
     min_compute: dict[PresetName, Annotated[float, Field(ge=0, le=1)]] = Field(
         {"full": 0.5, "balanced": 0.26, "economy": 0.26},
-        description="Share of the dense MACs that load may lower each preset to, as JSON. Lower holds more load; "
-        "higher keeps more accuracy. What is absent is never lowered.",
+        description="Share of the dense model's time that load may lower each preset to, as JSON. Lower holds more "
+        "load; higher keeps more accuracy. What is absent is never lowered.",
     )
     guard_ratio: float = Field(
         0.01,

@@ -131,7 +131,7 @@ def fake_bundle(**changes: Any) -> Bundle:
     return Bundle(path=Path("fake"), manifest=fake_manifest(**changes))
 
 
-FILES = ("anysize.onnx", "model.onnx", "model-14.onnx", "masked.onnx", "weights.safetensors")
+FILES = ("anysize.onnx", "anysize-dense.onnx", "model.onnx", "model-14.onnx", "masked.onnx", "weights.safetensors")
 
 
 def manifest_document(**changes: Any) -> dict[str, Any]:
@@ -149,6 +149,7 @@ def manifest_document(**changes: Any) -> dict[str, Any]:
         "gated_layers": list(GATED),
         "graphs": [_graph(size_px) for size_px in PATCHES],
         "served": {"float32": "anysize.onnx"},
+        "dense": {"float32": "anysize-dense.onnx"},
         "masked_graph": "masked.onnx",
         "presets": {
             "full": {"size_px": 28, "threshold": 0.0},
@@ -200,6 +201,7 @@ def _point(size_px: int, threshold: float, macs_ratio: float, accuracy: float) -
         "size_px": size_px,
         "threshold": threshold,
         "macs_ratio": {"mean": macs_ratio, "p10": macs_ratio, "p90": macs_ratio},
+        "time_ratio": macs_ratio,
         "skipped_patches": 0.0,
         "keep_per_layer": [1.0] * LAYERS,
         "accuracy": accuracy,

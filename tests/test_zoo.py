@@ -97,8 +97,9 @@ def test_the_graphs_are_the_trained_model_at_every_size_and_threshold(bundle: Bu
         same = (out.kept == kept.numpy()).all(axis=(1, 2))
         assert same.mean() >= 0.96  # one row may flip one patch by rounding
         assert np.abs(out.logits - logits.numpy())[same].max() < 1e-3
-        used = served_macs.used_macs(graph, out.kept.sum(-1))
-        assert used.tolist() == used_macs(shape_of(model), torch.from_numpy(out.kept)).tolist()
+        for gated in (True, False):
+            used = served_macs.used_macs(graph, out.kept.sum(-1), gated)
+            assert used.tolist() == used_macs(shape_of(model), torch.from_numpy(out.kept), gated).tolist()
 
 
 @settings(max_examples=15, deadline=None)
@@ -124,7 +125,7 @@ def test_a_higher_threshold_skips_more_and_costs_less(
     costs, first = [], []
     for threshold in (0.0, 0.3, 0.5, 0.7, 0.9, 1.0):
         kept = engine.infer(images[:8], np.full(8, threshold, np.float32)).kept
-        costs.append(served_macs.used_macs(bundle.manifest.full, kept.sum(-1)).mean())
+        costs.append(served_macs.used_macs(bundle.manifest.full, kept.sum(-1), threshold > 0).mean())
         first.append(kept[:, bundle.manifest.gated_layers[0]])
     assert costs == sorted(costs, reverse=True)
     assert costs[-1] < 0.5 * costs[0]

@@ -183,7 +183,8 @@ async def infer(
         request.state.outcome = "cancelled"
         return Response(status_code=CLIENT_LEFT)
     measured = Measured(received.decode_s, answers, serving.now() - request.state.started_s)
-    receipts = [make_receipt(manifest, asked.size_px, answer.kept) for answer in answers]
+    choices = (Choice(asked.size_px, float(threshold)) for threshold in thresholds)
+    receipts = [make_receipt(manifest, choice, one.kept) for choice, one in zip(choices, answers, strict=True)]
     record(serving, model, receipts, thresholds, measured, degraded=degraded)
     request.state.account = make_account(receipts, thresholds, measured, size_px=asked.size_px, degraded=degraded)
     request.state.outcome = "ok"

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 import torch
 from numpy.typing import NDArray
 
-from export.bundle import ANY_SIZE, write_served
+from export.bundle import ANY_SIZE, ANY_SIZE_DENSE, write_served
 from export.graph import AnySizeViT, ServedViT, example_inputs
 from models import checkpoint
 from models.checkpoint import WEIGHTS
@@ -56,6 +57,17 @@ def test_the_graph_says_what_each_sizes_own_graph_says(tiny_bundle: Path) -> Non
         (one, kept), (other, same) = (run(tiny_bundle / file, images, threshold) for file in (ANY_SIZE, name))
         assert np.array_equal(kept, same)
         np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_the_graph_without_gates_is_the_other_at_threshold_0(tiny_bundle: Path) -> None:
+    rng, threshold = np.random.default_rng(0), np.zeros(3, np.float32)
+    for size_px in SIZES:
+        images = rng.integers(0, 256, (3, size_px, size_px, 3), np.uint8)
+        (one, kept), (other, same) = (run(tiny_bundle / file, images, threshold) for file in (ANY_SIZE, ANY_SIZE_DENSE))
+        assert np.array_equal(kept, same)
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    model = onnx.load(tiny_bundle / ANY_SIZE_DENSE, load_external_data=False)
+    assert not {"NonZero", "ScatterND", "Sigmoid"} & {node.op_type for node in model.graph.node}
 
 
 def test_a_size_in_between_that_the_model_was_not_made_for_is_refused(tiny_bundle: Path) -> None:

@@ -1,4 +1,4 @@
-"""Presets are the cheapest points within their tolerated loss; the manifest's table is what was measured."""
+"""Presets are the fastest points within their tolerated loss; the manifest's table is what was measured."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from export.calibrate import calibration_points, choose_presets, dense_row
+from export.calibrate import PACKING, calibration_points, choose_presets, dense_row, time_ratios
+from service.artifact import Preset
 
 
 def rows(*points: tuple[int, float, float, float]) -> list[dict[str, Any]]:
@@ -36,7 +37,17 @@ MEASURED = rows(
 )
 
 
-def test_presets_are_the_cheapest_rows_within_tolerance_over_all_sizes() -> None:
+def test_time_is_macs_and_packing_where_gates_run() -> None:
+    found = time_ratios(rows((112, 0.0, 1.0, 0.9), (112, 0.3, 0.8, 0.9), (56, 0.3, 0.2, 0.8), (56, 0.0, 0.25, 0.8)))
+    assert found == [1.0, 0.8 + PACKING, 0.2 + 0.25 * PACKING, 0.25]
+
+
+def test_a_smaller_input_without_gates_is_preferred_to_fewer_macs_that_take_longer() -> None:
+    measured = rows((112, 0.0, 1.0, 0.900), (98, 0.0, 0.765, 0.896), (98, 0.1, 0.70, 0.896))
+    assert choose_presets(measured, 112)["balanced"] == Preset(size_px=98, threshold=0.0)
+
+
+def test_presets_are_the_fastest_rows_within_tolerance_over_all_sizes() -> None:
     presets = choose_presets(MEASURED, 112)
     found = {name: (preset.size_px, preset.threshold) for name, preset in presets.items()}
     assert found == {"full": (112, 0.0), "balanced": (112, 0.3), "economy": (84, 0.0)}

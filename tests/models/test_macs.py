@@ -50,7 +50,7 @@ def test_pruned_macs_are_those_of_a_counted_sparse_forward(kind: dict[str, Any],
     with torch.inference_mode():
         kept = model(images, torch.tensor([threshold])).kept
     counted = counted_macs(model, images, threshold)
-    assert used_macs(shape_of(model), kept).tolist() == [counted - idle_attention_macs(model, kept)]
+    assert used_macs(shape_of(model), kept, gated=True).tolist() == [counted - idle_attention_macs(model, kept)]
 
 
 def idle_attention_macs(model: PrunedViT, kept: torch.Tensor) -> int:

@@ -107,6 +107,7 @@ def test_a_file_outside_the_folder_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
+        {"dense": {"float32": "anysize-dense.onnx", "int8": "model.onnx"}},
         {"gated_layers": [99]},
         {"gated_layers": []},
         {"graphs": []},

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.budget import Choice, choose, solve
+from service.budget import Choice, cheaper, choose, expected, solve
 from service.errors import BadParameter
 from tests.fakes import fake_manifest
 
@@ -102,3 +102,15 @@ def test_a_preset_the_bundle_lacks_is_refused() -> None:
     manifest = fake_manifest(presets={"full": {"size_px": 28, "threshold": 0.0}})
     with pytest.raises(BadParameter, match="economy"):
         choose(manifest, preset="economy")
+
+
+def test_load_and_deadlines_look_at_time_not_at_macs() -> None:
+    slow = [
+        point.model_copy(update={"time_ratio": 0.95}) if point.threshold else point for point in MANIFEST.calibration
+    ]
+    manifest = MANIFEST.model_copy(update={"calibration": tuple(slow)})
+    assert solve(manifest, 0.6) == Choice(28, 0.5)
+    assert cheaper(manifest, Choice(28, 0.0), 0.6) == Choice(14, 0.0)  # skipping would save MACs and no time
+    assert cheaper(manifest, Choice(14, 0.0), 0.6) == Choice(14, 0.0)
+    assert expected(manifest, 28, 0.25).macs_ratio == pytest.approx(0.8)
+    assert expected(manifest, 28, 0.25).time_ratio == pytest.approx(0.975)

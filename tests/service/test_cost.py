@@ -64,6 +64,23 @@ def test_what_images_really_keep_corrects_the_table() -> None:
     assert model.macs(14, 0.5) == pytest.approx(0.2 * 53500)  # another size has a history of its own
 
 
+def test_packing_counts_as_macs_and_is_no_correction() -> None:
+    points = [
+        point.model_copy(update={"time_ratio": point.time_ratio + 0.1 * (point.threshold > 0)})
+        for point in fake_manifest().calibration
+    ]
+    model = CostModel(fake_manifest().model_copy(update={"calibration": tuple(points)}))
+    predicted = (0.6 + 0.1) * 53500
+    assert model.macs(28, 0.5) == pytest.approx(predicted)
+    assert model.macs(28, 0.0) == pytest.approx(53500)
+    for _ in range(5):
+        share = (0.6 * 53500 - 4000 - LAYERS * 500) / (LAYERS * 16000)
+        mask = np.arange(PATCHES[28] * LAYERS).reshape(1, LAYERS, -1) < share * PATCHES[28] * LAYERS
+        model.learn(28, np.full(1, 0.5, np.float32), mask, 0.7)
+    assert model.macs(28, 0.5) == pytest.approx(predicted, rel=0.02)
+    assert model.seconds(predicted) == pytest.approx(0.7, rel=0.02)
+
+
 def test_the_error_of_a_prediction_shrinks_as_it_learns() -> None:
     model = CostModel(fake_manifest())
     assert run(model, 8, 28, 0.5, 0.25) is None

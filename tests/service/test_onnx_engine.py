@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from service.artifact import Bundle, load_bundle
+from service.engine import EngineOutput
 from service.errors import BundleError, InferenceFailed
 from service.execution import CPU, CUDA, Provider, available_providers
 from service.onnx_engine import OnnxEngine, run_bound
@@ -56,6 +57,25 @@ def test_threshold_0_computes_everything_and_ungated_layers_always_do(bundle: Bu
     assert kept[0].all()
     ungated = [layer for layer in range(manifest.layers) if layer not in manifest.gated_layers]
     assert kept[:, ungated].all()
+
+
+def test_rows_at_threshold_0_meet_no_gate_whatever_the_others_do(
+    bundle: Bundle, onnx: OnnxEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, threshold = noise(4, bundle.manifest.full.size_px), np.array([0, 0.5, 0, 0.25], np.float32)
+    alone = [onnx.infer(images[row : row + 1], threshold[row : row + 1]) for row in range(4)]
+    run, ran = onnx._run, []
+
+    def spy(session: ort.InferenceSession, images: NDArray[np.uint8], threshold: NDArray[np.float32]) -> EngineOutput:
+        ran.append((session, threshold.tolist()))
+        return run(session, images, threshold)
+
+    monkeypatch.setattr(onnx, "_run", spy)
+    together = onnx.infer(images, threshold)
+    assert ran == [(onnx._gated, [0.5, 0.25]), (onnx._dense, [0.0, 0.0])]
+    np.testing.assert_allclose(together.logits, np.concatenate([one.logits for one in alone]), atol=1e-4)
+    assert np.array_equal(together.kept, np.concatenate([one.kept for one in alone]))
+    assert together.kept[[0, 2]].all()
 
 
 @settings(deadline=None, max_examples=20)

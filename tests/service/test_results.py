@@ -34,7 +34,7 @@ def test_more_predictions_than_labels_are_all_labels() -> None:
 
 
 def test_a_receipt_counts_every_layer_and_averages_gated_ones() -> None:
-    receipt = make_receipt(fake_manifest(), 28, kept((0, 4, 9)))
+    receipt = make_receipt(fake_manifest(), Choice(28, 0.5), kept((0, 4, 9)))
     assert receipt.skipped_per_layer == (0, 4, 9)
     assert receipt.skipped_mean == 6.5
     assert receipt.patches == 16
@@ -42,9 +42,17 @@ def test_a_receipt_counts_every_layer_and_averages_gated_ones() -> None:
     assert receipt.macs_ratio == receipt.macs_used / 53500
 
 
+def test_at_threshold_0_no_gate_is_paid_for() -> None:
+    manifest = fake_manifest()
+    graph = manifest.graph(14).model_copy(update={"dense_macs": 17000})  # 500 less than with its gates
+    manifest = manifest.model_copy(update={"graphs": (manifest.full, graph)})
+    used = [make_receipt(manifest, Choice(14, level), kept((0, 0, 0), patches=4)).macs_used for level in (0.0, 0.1)]
+    assert used == [17000, 17500]
+
+
 def test_dense_macs_are_those_of_the_full_size_whatever_size_ran() -> None:
     manifest = fake_manifest()
-    receipt = make_receipt(manifest, 14, kept((0, 0, 0), patches=4))
+    receipt = make_receipt(manifest, Choice(14, 0.5), kept((0, 0, 0), patches=4))
     result = make_result(manifest, Plan(Choice(14, 0.5), degraded=True), receipt, np.zeros(4, np.float32), top_k=1)
     assert result.macs.dense == 53500
     assert result.degraded
