@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import Overloaded, ServiceError
 from service.image_header import image_kind, image_size
-from service.preprocess import ImageLimits, decode, resize_crop
+from service.preprocess import ImageLimits, Interpolation, read
 
 T = TypeVar("T")
 
@@ -40,7 +40,7 @@ class DecodePool:
         self,
         images: Sequence[bytes],
         size_px: int,
-        interpolation: Literal["bicubic", "bilinear"] = "bicubic",
+        interpolation: Interpolation = "bicubic",
     ) -> list[NDArray[np.uint8]]:
         """Decode all to (size_px, size_px, 3), in order; the first error wins and the rest is given up.
 
@@ -53,7 +53,7 @@ class DecodePool:
 
         def job(index: int, data: bytes) -> NDArray[np.uint8]:
             try:
-                return resize_crop(decode(data, self._limits), size_px, interpolation)
+                return read(data, self._limits, size_px, interpolation)
             except ServiceError as error:
                 raise error if len(images) == 1 else type(error)(f"image {index}: {error}") from error
 
@@ -70,7 +70,7 @@ class DecodePool:
                 waiting.cancel()  # takes back what no thread has begun
 
     async def decode_one(
-        self, image: bytes, size_px: int, interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+        self, image: bytes, size_px: int, interpolation: Interpolation = "bicubic"
     ) -> NDArray[np.uint8]:
         """Decode one image; see `decode`."""
         return (await self.decode([image], size_px, interpolation))[0]

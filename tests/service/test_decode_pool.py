@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from service import decode_pool
 from service.decode_pool import DecodePool, is_tiny
 from service.errors import BadImage
-from service.preprocess import ImageLimits, decode, resize_crop
+from service.preprocess import ImageLimits, decode, read, resize_crop
 from tests.images import encode
 
 LIMITS = ImageLimits(max_bytes=1 << 20, max_pixels=1 << 20)
@@ -37,11 +39,11 @@ async def test_only_what_is_tiny_is_decoded_on_the_loop(
 ) -> None:
     threads: list[int] = []
 
-    def noted(data: bytes, limits: ImageLimits) -> Image.Image:
+    def noted(*given: Any) -> NDArray[np.uint8]:
         threads.append(threading.get_ident())
-        return decode(data, limits)
+        return read(*given)
 
-    monkeypatch.setattr(decode_pool, "decode", noted)
+    monkeypatch.setattr(decode_pool, "read", noted)
     pool, image = DecodePool(threads=1, max_pending=8, limits=LIMITS), noise(side, side)
     try:
         pixels = await pool.decode_one(image, 28)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from service.preprocess import ImageLimits, decode, resize_crop
+from service.preprocess import ImageLimits, read
 from tests.images import encode, plain
 from tests.service.process import FAKE, running
 
@@ -32,7 +32,7 @@ def decode_cpu_s() -> float:
     data = photo()
     started_s = time.thread_time()
     for _ in range(DECODINGS):
-        resize_crop(decode(data, LIMITS), 112)
+        read(data, LIMITS, 112)
     return (time.thread_time() - started_s) / DECODINGS
 
 

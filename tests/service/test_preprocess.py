@@ -2,15 +2,17 @@ from __future__ import annotations
 
 import io
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
 
 from service.errors import BadImage, TooLarge, UnsupportedImageType
-from service.preprocess import ImageLimits, decode, resize_crop
+from service.preprocess import ImageLimits, decode, read, resize_crop
 from tests.images import (
     bad_images,
     bomb_png,
@@ -24,7 +26,7 @@ from tests.images import (
     rgb16_png,
 )
 
-LIMITS = ImageLimits(max_bytes=1_000_000, max_pixels=50_000_000)
+LIMITS = ImageLimits(max_bytes=3_000_000, max_pixels=50_000_000)
 GOOD = good_images()
 BAD = bad_images()
 
@@ -163,3 +165,66 @@ def test_interpolation_follows_the_manifest() -> None:
     image = gradient()
     expected = np.asarray(image.resize((14, 14), Image.Resampling.BILINEAR, box=(5, 0, 35, 30)))
     assert np.array_equal(resize_crop(image, 14, "bilinear"), expected)
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_read_is_decoding_and_resizing(name: str) -> None:
+    expected = resize_crop(decode(GOOD[name], LIMITS), 14)
+    assert np.array_equal(read(GOOD[name], LIMITS, 14), expected)  # 30 px, no JPEG to be reduced
+
+
+def scene(width: int, height: int) -> Image.Image:
+    """Areas, edges and noise."""
+    x, y = np.meshgrid(np.arange(width), np.arange(height))
+    values = 60 + 120 * ((x // 37 + y // 53) % 3 == 0) + 40 * np.sin(x / 29 + y / 61)
+    values = values[..., None] + np.random.default_rng(0).normal(0, 8, (height, width, 3))
+    return Image.fromarray(values.clip(0, 255).astype(np.uint8))
+
+
+def decoded_sizes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """The size of each image that is decoded from here on."""
+    found, load = [], JpegImageFile.load
+
+    def noted(self: JpegImageFile) -> Any:
+        found.append(self.size)
+        return load(self)
+
+    monkeypatch.setattr(JpegImageFile, "load", noted)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((400, 300), (400, 300)),  # half of it would be less than three times the model's 56 px
+        ((448, 336), (224, 168)),
+        ((1023, 771), (256, 193)),  # not divisible: the last blocks reach over the edge
+        ((1351, 1349), (169, 169)),
+        ((340, 2000), (170, 1000)),
+    ],
+)
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_large_jpeg_is_decoded_at_a_reduced_scale_and_looks_the_same(
+    size: tuple[int, int], expected: tuple[int, int], mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = encode(scene(*size).convert(mode), "JPEG", quality=90)
+    whole = resize_crop(decode(data, LIMITS), 56).astype(int)
+    sizes = decoded_sizes(monkeypatch)
+    reduced = read(data, LIMITS, 56).astype(int)
+    assert sizes[0] == expected
+    difference = np.abs(reduced - whole)
+    assert difference.mean() < 1  # level of 256
+    assert difference.max() <= 6
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_reduced_jpeg_is_upright(orientation: int) -> None:
+    data = encode(scene(701, 523), "JPEG", quality=90, exif=exif(orientation))
+    difference = np.abs(read(data, LIMITS, 56).astype(int) - resize_crop(decode(data, LIMITS), 56))
+    assert difference.mean() < 1
+
+
+def test_a_large_jpeg_that_is_cut_short_is_refused() -> None:
+    data = encode(scene(800, 600), "JPEG")
+    with pytest.raises(BadImage, match="truncated"):
+        read(data[: len(data) // 2], LIMITS, 56)

@@ -45,10 +45,10 @@ def test_only_three_decoders_are_ever_loaded() -> None:
     """All of Pillow's others stay out of the process, also when bytes claim to be something else."""
     code = (
         "import base64, sys, service.app\n"
-        "from service.preprocess import ImageLimits, decode\n"
+        "from service.preprocess import ImageLimits, read\n"
         "from service.errors import ServiceError\n"
         "for line in sys.stdin:\n"
-        "    try: decode(base64.b64decode(line), ImageLimits(10**7, 10**7))\n"
+        "    try: read(base64.b64decode(line), ImageLimits(10**7, 10**7), 28)\n"
         "    except ServiceError: pass\n"
         "print(*sorted(name for name in sys.modules if name.startswith('PIL.') and name.endswith('Plugin')))\n"
     )
