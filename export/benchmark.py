@@ -7,7 +7,7 @@ after round) on real images, all with the same threads, and compared by their me
 size and rival: top-1 on the test images, as the bundle's files have it, MACs against dense, images a second, the
 speed-up against dense, the ideal one (dense MACs / its MACs), how much of it was realised, and its GFLOP/s against the
 best product of the model's shapes. Below: how fast token merging and lower resolution are where they are as accurate
-as the presets. Some ten minutes; the last line of the output is one JSON object.
+as the presets, and as two looks. Some fifteen minutes; the last line of the output is one JSON object.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Row:
     """One batch size and contender; the medians of interleaved runs."""
 
     batch_size: int
-    precision: str  # of the served graphs, `float32` or `int8`; another rival's kind, as `export.rivals` has it
+    precision: str  # of the served graphs, `float32` or `int8`; another kind of rival, as `export.rivals` has it
     rival: str  # its name
     size_px: int
     threshold: float
@@ -99,16 +99,18 @@ def measure(
 ) -> dict[Rival, Times]:
     """Time every rival on batches of the images of its size for about `seconds`, all interleaved in rounds."""
     times = {rival: Times([], []) for rival in rivals}
+    full = images[max(images)]
     for rival in tqdm(rivals, desc=f"batches of {batch_size}, first runs", leave=False):
-        rival.run(images[rival.size_px][np.arange(batch_size) % len(images[rival.size_px])])
+        rows = np.arange(batch_size) % len(full)
+        rival.answer(images[rival.size_px][rows], full[rows])
     end = time.perf_counter() + seconds * len(rivals)
     for turn in range(10_000):
         for rival in tqdm(rivals, desc=f"batches of {batch_size}, round {turn + 1}", leave=False):
-            own = images[rival.size_px]
-            batch = own[np.arange(turn * batch_size, (turn + 1) * batch_size) % len(own)]
+            rows = np.arange(turn * batch_size, (turn + 1) * batch_size) % len(full)
+            batch, at_full_size = images[rival.size_px][rows], full[rows]
             for _ in range(2):  # the second one counts: caches are then as they would be under load
                 start = time.perf_counter()
-                answer = rival.run(batch)
+                answer = rival.answer(batch, at_full_size)
                 taken_s = time.perf_counter() - start
             times[rival].seconds.append(taken_s)
             times[rival].macs.append(rival.macs(answer))

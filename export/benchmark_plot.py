@@ -20,7 +20,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
 from export.equal_accuracy import COMPARED, WORDS, frontier, speeds
-from export.rivals import COMPILED, DENSE, DENSE_INT8, MERGING, OPENVINO, TIMM
+from export.rivals import COMPILED, DENSE, DENSE_INT8, MERGING, OPENVINO, TIMM, TWICE
 from models import figures
 from models.figures import BLUE, COLOURS, FAINT, GREEN, INK, ORANGE, new_figure, panel
 
@@ -29,11 +29,14 @@ WORST_SHOWN = 0.08  # of accuracy below the dense model: what loses more is left
 LINES: dict[str, tuple[str, str, dict[str, Any]]] = {  # what it is called, colour, style
     "float32": ("skipvit: skipped patches and input size", BLUE, {"linewidth": 3, "marker": "o"}),
     "int8": ("skipvit in int8", SKY, {"linewidth": 3, "marker": "o"}),
+    TWICE["float32"]: ("skipvit: two looks", BLUE, {"linewidth": 3, "linestyle": ":", "marker": "*"}),
+    TWICE["int8"]: ("skipvit: two looks in int8", SKY, {"linewidth": 3, "linestyle": ":", "marker": "*"}),
     DENSE: ("dense in ONNX Runtime, lower resolution", ORANGE, {"linewidth": 1.6, "linestyle": "--", "marker": "s"}),
     DENSE_INT8: ("dense in int8", YELLOW, {"linewidth": 1.6, "linestyle": "--", "marker": "s"}),
     MERGING: ("token merging", PINK, {"linewidth": 1.6, "linestyle": "-.", "marker": "D"}),
 }
 POINTS = {TIMM: (FAINT, "X"), COMPILED: (INK, "P"), OPENVINO: (GREEN, "^")}
+PRESETS = ("balanced", "economy")  # those that are named
 _RADII = (9, 16, 26, 38, 52)  # points, from what is named to its name
 _ANGLES = np.linspace(0, 2 * np.pi, 16, endpoint=False)
 
@@ -78,7 +81,7 @@ def draw(result: Row) -> Figure:
     for kind, (label, colour, style) in LINES.items():
         if points := speeds(rows, kind):
             best = frontier(points)
-            shown = best if kind in COMPARED else sorted(points, key=itemgetter(1))
+            shown = best if kind in (*COMPARED, *TWICE.values()) else sorted(points, key=itemgetter(1))
             top1, images_s = zip(*shown, strict=True)
             axis.plot(images_s, top1, color=colour, markersize=6, **style)
             seen = [point for point in best if point[0] >= floor]
@@ -107,10 +110,13 @@ def _settings(rows: Sequence[Row], compared: Sequence[Row]) -> list[Name]:
         at, kind = (row["images_s"], row["accuracy"]), row["precision"]
         if kind in (DENSE, DENSE_INT8):
             found.append(Name(at, f"{row['size_px']} px", LINES[kind][1]))
+        elif kind in TWICE.values():
+            found.append(Name(at, f"from {row['size_px']} px", LINES[kind][1]))
         elif kind == MERGING:
             found.append(Name(at, row["rival"].rpartition(" ")[2], LINES[kind][1]))
     for row in compared:
-        found.append(Name((row["images_s"], row["accuracy"]), row["preset"], LINES[row["precision"]][1], 10.5))
+        if row["setting"] in PRESETS:
+            found.append(Name((row["images_s"], row["accuracy"]), row["setting"], LINES[row["precision"]][1], 10.5))
     return found
 
 

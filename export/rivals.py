@@ -5,7 +5,9 @@ bundle's input sizes, without gates and without what nothing reads in its last l
 and run in ONNX Runtime with the served engine's options; in int8 it has their scheme and the ranges observed for them.
 Token merging is the same at several numbers of patches merged in each layer. timm's own forward runs in torch, as it
 is and compiled for each batch size; OpenVINO compiles the dense graph for each batch size. What isn't installed is left
-out, and stderr says so. It knows no clock and no data set.
+out, and stderr says so. Ours are the served engine at one input size and threshold, and in two looks: a smaller size
+first and the full one where the first answer isn't sure, as `service.second_look` has it. It knows no clock and no data
+set.
 """
 
 from __future__ import annotations
@@ -42,9 +44,12 @@ from service.artifact import Bundle, Precision
 from service.execution import CPU, Execution, session_options
 from service.macs import used_macs
 from service.onnx_engine import OnnxEngine
+from service.results import softmax
 
 DENSE, DENSE_INT8, MERGING = "dense", "dense-int8", "merging"
 TIMM, COMPILED, OPENVINO = "timm", "timm-compiled", "openvino"
+TWICE: dict[Precision, str] = {"float32": "float32-twice", "int8": "int8-twice"}  # ours in two looks
+SURE = 0.5  # probability that is enough: more likely than not; nobody tuned it
 MERGES = 4  # token merging is run at as many numbers of patches merged in each layer
 
 Pixels = NDArray[np.uint8]
@@ -57,19 +62,26 @@ class Answer(NamedTuple):
 
     logits: NDArray[np.float32]  # (B, classes)
     kept: NDArray[np.bool_] = _ALIKE  # (B, L, P); empty where every image costs the same
+    second_looks: int = 0  # images
 
 
 @dataclass(frozen=True)
 class Rival:
     """One contender at one input size."""
 
-    kind: str  # one of the above; `float32` and `int8` are ours
+    kind: str  # one of the above; `float32`, `int8` and those of TWICE are ours
     name: str  # for a person; unique together with size and threshold
     size_px: int
     macs: Callable[[Answer], float]  # of an image, mean over the batch
     run: Callable[[Pixels], Answer]  # (B, size_px, size_px, 3) RGB
     exact: bool = False  # the same function as our float32 graph at this size and threshold, up to rounding
     threshold: float = 0.0
+    second: Callable[[Answer, Pixels], Answer] | None = None  # from the first answer and the images at the full size
+
+    def answer(self, images: Pixels, full: Pixels) -> Answer:
+        """The answer to the same images at its size and at the full one."""
+        first = self.run(images)
+        return first if self.second is None else self.second(first, full)
 
 
 def all_rivals(bundle: Bundle, points: Mapping[Precision, Sequence[Point]], threads: int) -> list[Rival]:
@@ -77,7 +89,9 @@ def all_rivals(bundle: Bundle, points: Mapping[Precision, Sequence[Point]], thre
     torch.set_num_threads(threads)
     model, macs = checkpoint.load(bundle.path), bundle.manifest.full.timm_forward_macs
     found = [*exported_rivals(bundle, threads), timm_eager(model, macs), *timm_compiled(model, macs)]
-    return found + [rival for precision, chosen in points.items() for rival in ours(bundle, precision, chosen, threads)]
+    for precision, chosen in points.items():
+        found += [*ours(bundle, precision, chosen, threads), *twice(bundle, precision, threads)]
+    return found
 
 
 def exported_rivals(bundle: Bundle, threads: int) -> list[Rival]:
@@ -213,6 +227,32 @@ def ours(bundle: Bundle, precision: Precision, points: Sequence[Point], threads:
         return Rival(precision, f"skipvit {precision}", size_px, macs, run, precision == "float32", threshold)
 
     return [rival(*point) for point in points]
+
+
+def twice(bundle: Bundle, precision: Precision, threads: int) -> list[Rival]:
+    """The served engine in two looks at threshold 0, from every size but the full one."""
+    engine, manifest = OnnxEngine(bundle, threads=threads, precision=precision), bundle.manifest
+
+    def infer(images: Pixels) -> Answer:
+        return Answer(*engine.infer(images, np.zeros(len(images), np.float32)))
+
+    def second(first: Answer, full: Pixels) -> Answer:
+        again = softmax(first.logits).max(1) < SURE
+        if not again.any():
+            return first
+        logits = first.logits.copy()
+        logits[again] = infer(full[again]).logits
+        return first._replace(logits=logits, second_looks=int(again.sum()))
+
+    def rival(size_px: int) -> Rival:
+        def macs(answer: Answer) -> float:
+            share = answer.second_looks / len(answer.logits)
+            return manifest.graph(size_px).dense_macs + share * manifest.full.dense_macs
+
+        name = f"skipvit {precision}, two looks"
+        return Rival(TWICE[precision], name, size_px, macs, infer, second=second)
+
+    return [rival(size_px) for size_px in manifest.sizes_px[1:]]
 
 
 def session(file: Path, threads: int) -> ort.InferenceSession:

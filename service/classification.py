@@ -15,19 +15,24 @@ from fastapi import Request
 from numpy.typing import NDArray
 
 from service.account import make_account
+from service.artifact import Manifest
 from service.batch import Answer
 from service.body import read_images
 from service.budget import Choice, choose, dominates
 from service.cache import Computed
-from service.errors import DeadlinePassed
+from service.errors import DeadlinePassed, Overloaded
 from service.exchange import Measured, ask, record
 from service.planner import Plan
 from service.results import Receipt, make_receipt
 from service.schemas import SpendQuery
+from service.second_look import Looked, add_macs, merge, unsure
 from service.served_model import ServedModel
 from service.serving import Serving
 
 _NO_CACHE = re.compile(r"\bno-(cache|store)\b", re.IGNORECASE)  # the caller wants it computed now (RFC 9111)
+
+
+_REPLY_S = 0.01  # left of a deadline for the answer itself, when a second look is given up
 
 
 class Answered(NamedTuple):
@@ -35,6 +40,7 @@ class Answered(NamedTuple):
 
     plans: Sequence[Plan]  # what each ran with; a cached answer may have had more than was asked
     computed: Sequence[Computed]
+    before: Sequence[Computed | None]  # each image's first look, where there was a second
     receipts: Sequence[Receipt]
     images: Sequence[NDArray[np.uint8]]  # as they were decoded, (S, S, 3); none if a cache was asked
     measured: Measured
@@ -72,19 +78,25 @@ async def classify_images(
         async with asyncio.timeout_at(deadline):  # the loop's clock is `time.monotonic`, as the deadline's is
             encoded = await read_images(request, limits)
             if model.cache is None or draws or _NO_CACHE.search(request.headers.get("cache-control", "")):
-                computed = [Computed(plan.choice, answer) for answer in await run.compute(encoded)]
+                first = [Computed(plan.choice, answer) for answer in await run.compute(encoded)]
             else:
-                computed = await model.cache.answers(encoded, plan.choice, run.compute)
+                first = await model.cache.answers(encoded, plan.choice, run.compute)
+            looked = [Looked(one) for one in first]
+            if query.sure is not None:
+                looked = await run.look_again(encoded, first, query.sure, may_give_up=query.degrade is not False)
     except TimeoutError:
         raise DeadlinePassed("the deadline passed before the images were received, decoded and answered") from None
+    computed = [one.computed for one in looked]
     if query.may_be_lowered_by_load:
         _offer_samples(model, encoded, computed)
+    lowered = [plan.degraded and not dominates(model.manifest, one.choice, wanted) for one in computed]
     return Answered(
         plans=[
-            Plan(one.choice, plan.degraded and not dominates(model.manifest, one.choice, wanted)) for one in computed
+            Plan(one.computed.choice, degraded or one.given_up) for one, degraded in zip(looked, lowered, strict=True)
         ],
         computed=computed,
-        receipts=[make_receipt(model.manifest, one.choice, one.answer.kept) for one in computed],
+        before=[one.before for one in looked],
+        receipts=[_receipt(model.manifest, one) for one in looked],
         images=run.images,
         measured=Measured(run.decode_s, [one.answer for one in computed], serving.now() - request.state.started_s),
     )
@@ -95,7 +107,8 @@ def record_answered(request: Request, serving: Serving, model: ServedModel, answ
     thresholds = [plan.choice.threshold for plan in answered.plans]
     degraded = any(plan.degraded for plan in answered.plans)
     fresh = [receipt for receipt, one in zip(answered.receipts, answered.computed, strict=True) if not one.cached]
-    record(serving, model, fresh, thresholds, answered.measured, degraded=degraded)
+    looks = sum(first is not None for first in answered.before)
+    record(serving, model, fresh, thresholds, answered.measured, degraded=degraded, second_looks=looks)
     request.state.account = make_account(
         answered.receipts,
         thresholds,
@@ -143,13 +156,50 @@ class _Run:
 
     async def compute(self, encoded: Sequence[bytes]) -> list[Answer]:
         """The answers to images that nobody has computed yet."""
-        size_px, threshold = self._plan.choice
+        self.images, answers = await self._look(encoded, self._plan.choice)
+        return answers
+
+    async def look_again(
+        self, encoded: Sequence[bytes], first: Sequence[Computed], sure: float, *, may_give_up: bool
+    ) -> list[Looked]:
+        """The answers at the full size where those of `first` aren't sure, and `first` where they are.
+
+        Raises:
+            ServiceError: why there can be no second look now, unless `may_give_up`: then the first ones answer.
+        """
+        looked = [Looked(one) for one in first]
+        again = unsure(first, sure, self._model.manifest.full.size_px)
+        if not again:
+            return looked
+        choice = Choice(self._model.manifest.full.size_px, self._plan.choice.threshold)
+        try:
+            async with asyncio.timeout_at(self._deadline - _REPLY_S if may_give_up else None):
+                images, answers = await self._look([encoded[index] for index in again], choice)
+        except (Overloaded, DeadlinePassed, TimeoutError):
+            if not may_give_up:
+                raise
+            return [one._replace(given_up=index in again) for index, one in enumerate(looked)]
+        for index, image, answer in zip(again, images, answers, strict=True):
+            looked[index] = merge(first[index], choice, answer)
+            if len(self.images) == len(encoded):  # else a cache had some, and nobody draws
+                self.images[index] = image
+        return looked
+
+    async def _look(self, encoded: Sequence[bytes], choice: Choice) -> tuple[list[NDArray[np.uint8]], list[Answer]]:
         started_s = self._serving.now()
         interpolation = self._model.manifest.preprocessing.interpolation
-        self.images = await self._serving.decoders.decode(encoded, size_px, interpolation)
+        images = await self._serving.decoders.decode(encoded, choice.size_px, interpolation)
         self.decode_s += self._serving.now() - started_s
-        thresholds = [threshold] * len(self.images)
-        return await ask(self._request, self._model, self.images, thresholds, self._deadline)
+        thresholds = [choice.threshold] * len(images)
+        return images, await ask(self._request, self._model, images, thresholds, self._deadline)
+
+
+def _receipt(manifest: Manifest, looked: Looked) -> Receipt:
+    one, first = looked.computed, looked.before
+    receipt = make_receipt(manifest, one.choice, one.answer.kept)
+    if first is None:
+        return receipt
+    return add_macs(receipt, make_receipt(manifest, first.choice, first.answer.kept))
 
 
 def _offer_samples(model: ServedModel, encoded: Sequence[bytes], computed: Sequence[Computed]) -> None:

@@ -121,6 +121,7 @@ def record(
     measured: Measured,
     *,
     degraded: bool = False,
+    second_looks: int = 0,
 ) -> None:
     """Hand what a request cost to the metrics.
 
@@ -128,6 +129,7 @@ def record(
         receipts: of the images that were computed; none if a cache had them all.
         thresholds: of all images; their mean is the request's.
         degraded: whether an image got less compute than asked.
+        second_looks: images that were looked at twice.
     """
     serving.metrics.on_answer(
         model.name,
@@ -136,6 +138,7 @@ def record(
         decode_s=measured.decode_s,
         queue_s=measured.queue_s,
         degraded=degraded,
+        second_looks=second_looks,
     )
 
 

@@ -64,6 +64,7 @@ class Metrics:
         self._patches = counter("patches_total", "Patches that entered a layer.", ("model", "layer"))
         self._skipped_patches = counter("skipped_patches_total", "Patches a layer skipped.", ("model", "layer"))
         self._degraded = counter("degraded_requests_total", "Requests answered with less than asked.", ("model",))
+        self._second_looks = counter("second_looks_total", "Images looked at again at the full size.", ("model",))
         self._terminated = counter("terminated_batches_total", "Runs ended because nobody waited.", ("model",))
         self._samples = counter("guard_samples_total", "Answers computed again at full compute.", ("model", "agreed"))
         self._cache_requests = counter("cache_requests_total", "Images looked up in the cache.", ("model", "found"))
@@ -95,6 +96,7 @@ class Metrics:
         self._agreement.labels(name).set(math.nan)  # until the guard has judged: below no threshold, above none
         self._cache_bytes.labels(name)
         self._degraded.labels(name)
+        self._second_looks.labels(name)
         for agreed in ("true", "false"):
             self._samples.labels(name, agreed)
         for found in ("hit", "coalesced", "miss"):
@@ -150,10 +152,12 @@ class Metrics:
         decode_s: float,
         queue_s: float,
         degraded: bool = False,
+        second_looks: int = 0,
     ) -> None:
         """A request was answered; histograms get the mean over the images that were computed."""
         if degraded:
             self._degraded.labels(model).inc()
+        self._second_looks.labels(model).inc(second_looks)
         self._decode_s.observe(decode_s)
         self._queue_s.observe(queue_s)
         self._threshold.observe(threshold)

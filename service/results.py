@@ -64,8 +64,9 @@ def make_result(
     mask: NDArray[np.bool_] | None = None,
     overlay: str | None = None,
     cached: bool = False,
+    first_look: schemas.FirstLook | None = None,
 ) -> schemas.Result:
-    """The result for one image; `mask` (L, P) and `overlay` only if asked for."""
+    """The result for one image; `mask` (L, P) and `overlay` only if asked for, `first_look` if there was a second."""
     return schemas.Result(
         predictions=top_predictions(logits, manifest.labels, top_k),
         threshold=plan.choice.threshold,
@@ -78,4 +79,5 @@ def make_result(
         mask=None if mask is None else mask.astype(np.uint8).tolist(),
         overlay=overlay,
         cached=cached or None,
+        first_look=first_look,
     )

@@ -52,6 +52,16 @@ class SpendQuery(BaseModel):
         ),
     ] = None
     preset: Annotated[PresetName | None, Field(description="A named pair of input size and threshold.")] = None
+    sure: Annotated[
+        float | None,
+        Field(
+            ge=0,
+            le=1,
+            allow_inf_nan=False,
+            description="Least probability of the first label that is enough. Where a look at a smaller input gives "
+            "less, the image is looked at again at the full size, and that answers. Left out, one look is all.",
+        ),
+    ] = None
     degrade: Annotated[
         bool | None,
         Field(
@@ -139,6 +149,14 @@ class Macs(BaseModel):
     ratio: float
 
 
+class FirstLook(BaseModel):
+    """What an image was looked at with before, when that wasn't sure."""
+
+    prediction: Prediction
+    threshold: float
+    size_px: int
+
+
 class Result(BaseModel):
     """The answer for one image."""
 
@@ -149,6 +167,9 @@ class Result(BaseModel):
     skipped_patches: SkippedPatches
     macs: Macs
     mask: list[list[int]] | None = Field(None, description="[layers][patches], 1 = computed; with explain=mask.")
+    first_look: FirstLook | None = Field(
+        None, description="There if that wasn't sure enough and the image was looked at again; `macs` counts both."
+    )
     cached: Literal[True] | None = Field(
         None, description="There if nothing was computed for this request; the answer may have had more compute."
     )

@@ -12,11 +12,12 @@ from starlette.requests import ClientDisconnect
 from service import schemas
 from service.artifact import Manifest
 from service.body import IMAGE_TYPES, MULTIPART
+from service.cache import Computed
 from service.classification import Answered, classify_images, record_answered
 from service.error_handlers import MEDIA_TYPE
 from service.exchange import CLIENT_LEFT, Measured, count_request, find_model, server_timing
 from service.explain import overlay_uri
-from service.results import make_result
+from service.results import make_result, top_predictions
 from service.serving import Serving, ServingDep
 
 router = APIRouter(prefix="/v1", tags=["classify"])
@@ -114,13 +115,21 @@ async def classify(
             mask=computed.answer.kept if query.explain == "mask" else None,
             overlay=overlays[index] if overlays else None,
             cached=computed.cached,
+            first_look=_first_look(model.manifest, first),
         )
-        for index, (plan, computed, receipt) in enumerate(
-            zip(answered.plans, answered.computed, answered.receipts, strict=True)
+        for index, (plan, computed, first, receipt) in enumerate(
+            zip(answered.plans, answered.computed, answered.before, answered.receipts, strict=True)
         )
     ]
     record_answered(request, serving, model, answered)
     return _respond(model.manifest, results, answered.measured)
+
+
+def _first_look(manifest: Manifest, first: Computed | None) -> schemas.FirstLook | None:
+    if first is None:
+        return None
+    (best,) = top_predictions(first.answer.logits, manifest.labels, 1)
+    return schemas.FirstLook(prediction=best, threshold=first.choice.threshold, size_px=first.choice.size_px)
 
 
 async def _draw(serving: Serving, answered: Answered) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -49,12 +49,19 @@ def fake(kind: str, size_px: int, share: int, threshold: float = 0.0) -> Rival:
     return Rival(kind, name, size_px, constant(share), run, kind == "dense", threshold)
 
 
+def second(first: Answer, full: np.ndarray) -> Answer:
+    """Answers class 1 to images at the full size."""
+    assert full.shape == (len(first.logits), 64, 64, 3)
+    return Answer(np.eye(3, dtype=np.float32)[np.ones(len(full), int)])
+
+
 EVERYBODY = [
     *(fake("dense", size_px, share) for size_px, share in ((64, 100), (32, 25))),
     *(fake("dense-int8", size_px, share) for size_px, share in ((64, 100), (32, 25))),
     *(fake("merging", 64, share) for share in (80, 60)),
     *(fake(kind, 64, 110) for kind in ("timm", "timm-compiled", "openvino")),
     *(fake(kind, *point) for kind in ("float32", "int8") for point in ((64, 101, 0.0), (64, 70, 0.4), (32, 20, 0.4))),
+    *(fake(kind, 32, 40) for kind in ("float32-twice", "int8-twice")),
 ]
 NOTHING = Answer(np.zeros((0, 3), np.float32))
 PRESETS = {"full": (64, 0.0), "balanced": (64, 0.4), "economy": (32, 0.4)}
@@ -91,13 +98,13 @@ def test_what_was_written_is_printed_and_drawn_anew(
     file.write_text(json.dumps(result))
     assert benchmark.main(["--from", str(file), "--plot", str(picture)]) == 0
     printed = capsys.readouterr().out
-    assert "preset balanced, float32" in printed
+    assert "(balanced, float32)" in printed
     assert json.loads(printed.splitlines()[-1]) == result
     with Image.open(picture) as image:
         assert image.size == (1400, 868)
     (axis,) = draw(result).axes
     texts = {text.get_text() for text in axis.texts}
-    assert {"timm", "timm-compiled", "openvino", "64 px", "32 px", "r=80", "balanced", "economy"} <= texts
+    assert {"timm", "timm-compiled", "openvino", "64 px", "32 px", "r=80", "balanced", "economy", "from 32 px"} <= texts
     for row in found:
         row["accuracy"] = None
     file.write_text(json.dumps(result))
@@ -127,6 +134,9 @@ def test_accuracy_comes_from_where_it_was_measured(
     accuracy = rival_accuracy.known(bundle)
     assert accuracy(dense) == expected
     assert accuracy(merging) == found[0]["top1"]
+    twice = replace(fake("float32-twice", 32, 40), second=second)
+    (row,) = rival_accuracy.measure([twice], images)
+    assert row == {"rival": "float32-twice", "size_px": 32, "top1": round(labels.count(1) / 6, 4)}
     assert accuracy(fake("merging", 64, 60)) is None
     assert accuracy(fake("int8", 64, 60)) is None
     assert capsys.readouterr().err.count("python -m export.rival_accuracy") == 0

@@ -52,14 +52,21 @@ def test_presets_are_compared_in_the_largest_batches_with_rivals_of_their_precis
         (0.88, 60),
     ]  # from the dense model on; the unmeasured one is left out
     balanced, small = compare(rows, {"full": (112, 0.0), "balanced": (84, 0.2)})
-    assert balanced["preset"] == "balanced"
+    assert balanced["setting"] == "balanced"
     assert (balanced["precision"], balanced["images_s"], balanced["accuracy"]) == ("float32", 64, 0.89)
     assert balanced["rivals"] == {"dense": 60.0, "merging": 55.0}
     assert small["rivals"] == {"dense-int8": None}
     text = in_words([balanced, small])
-    assert "89.00 % (preset balanced, float32)" in text
+    assert "89.00 % (balanced, float32)" in text
     assert "skipvit 64.0, lower resolution 60.0, token merging 55.0" in text
     assert text.endswith("lower resolution, int8 -")
+
+
+def test_two_looks_are_compared_as_well() -> None:
+    rows = [row("dense", 0.90, 50), row("dense", 0.86, 90, size_px=84), row("float32-twice", 0.88, 95, size_px=84)]
+    (found,) = compare(rows, {"full": (112, 0.0), "balanced": (84, 0.0)})
+    assert (found["setting"], found["precision"], found["images_s"]) == ("two looks from 84 px", "float32", 95)
+    assert found["rivals"] == {"dense": 70.0, "merging": None}
 
 
 def test_smaller_batches_play_no_part() -> None:

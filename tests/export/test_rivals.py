@@ -22,7 +22,9 @@ from export.rivals import (
     DENSE_INT8,
     MERGING,
     OPENVINO,
+    SURE,
     TIMM,
+    TWICE,
     Rival,
     all_rivals,
     dense_ranges,
@@ -30,6 +32,7 @@ from export.rivals import (
     openvino_dense,
     session,
     timm_compiled,
+    twice,
     write_dense,
 )
 from export.to_onnx import ExportError
@@ -37,6 +40,8 @@ from models import checkpoint
 from models.checkpoint import at_size
 from models.preprocessing import normalise
 from service.artifact import Bundle, load_bundle
+from service.onnx_engine import OnnxEngine
+from service.results import softmax
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +60,8 @@ def test_everybody_is_there_once_dense_first(rivals: list[Rival]) -> None:
     assert keys[0] == (DENSE, "ONNX Runtime, dense", 64, 0.0)
     found = {(kind, size_px) for kind, _, size_px, _ in keys if kind != OPENVINO}
     dense = {(kind, size_px) for kind in (DENSE, DENSE_INT8) for size_px in (64, 32)}
-    assert found == dense | {(MERGING, 64), (TIMM, 64), (COMPILED, 64), ("float32", 64), ("int8", 32)}
+    ours = {("float32", 64), ("int8", 32)} | {(kind, 32) for kind in TWICE.values()}
+    assert found == dense | ours | {(MERGING, 64), (TIMM, 64), (COMPILED, 64)}
 
 
 @pytest.mark.parametrize("count", [3, 1])
@@ -110,6 +116,28 @@ def test_macs_are_those_of_the_manifest_and_ours_those_of_what_was_kept(
     full, half = (rival for rival in rivals if rival.kind == "float32")
     images = pixels(int8_bundle, 64, 8).numpy()
     assert half.macs(half.run(images)) < full.macs(full.run(images))
+
+
+def test_two_looks_are_the_second_one_where_the_first_isnt_sure(tiny_bundle: Path) -> None:
+    bundle = load_bundle(tiny_bundle)
+    small, full = (pixels(bundle, size_px, 24).numpy() for size_px in (32, 64))
+    (rival,) = twice(bundle, "float32", 1)
+    assert (rival.kind, rival.size_px, rival.exact) == ("float32-twice", 32, False)
+    engine, zeros = OnnxEngine(bundle, threads=1), np.zeros(24, np.float32)
+    one, other = (engine.infer(images, zeros).logits for images in (small, full))
+    for scale, looks in ((1.0, None), (50.0, 0), (0.0, 24)):  # as it is, all sure, none sure
+        first = rival.run(small)._replace(logits=scale * one)
+        assert rival.second is not None
+        found = rival.second(first, full)
+        again = softmax(scale * one).max(1) < SURE
+        np.testing.assert_allclose(found.logits, np.where(again[:, None], other, scale * one), atol=1e-4)
+        assert found.second_looks == again.sum()
+        assert looks in (None, found.second_looks)
+        dense = [bundle.manifest.graph(size_px).dense_macs for size_px in (32, 64)]
+        assert rival.macs(found) == pytest.approx(dense[0] + again.mean() * dense[1])
+    as_asked = rival.answer(small, full)
+    sure = softmax(one).max(1) >= SURE
+    np.testing.assert_allclose(as_asked.logits, np.where(sure[:, None], one, other), atol=1e-4)
 
 
 def test_the_dense_graph_costs_what_the_manifest_says_and_takes_any_batch(tiny_bundle: Path, tmp_path: Path) -> None:
