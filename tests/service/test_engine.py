@@ -10,11 +10,11 @@ from service.errors import InferenceFailed
 from tests.fakes import FakeEngine, fake_manifest
 
 
-def test_warming_up_runs_the_largest_batch_of_the_largest_size_first_then_every_size() -> None:
+def test_warming_up_runs_the_largest_batch_of_the_largest_size_first_then_every_size_twice() -> None:
     engine = FakeEngine()
     warm_up(engine, fake_manifest().sizes_px, max_batch_size=5)
-    assert [len(batch) for batch in engine.batches] == [5, 1, 1]
-    assert engine.sizes == [28, 28, 14]
+    assert [len(batch) for batch in engine.batches] == [5, 1, 1, 1, 1]
+    assert engine.sizes == [28, 28, 28, 14, 14]  # with gates and without
 
 
 @pytest.mark.parametrize(
