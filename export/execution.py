@@ -133,7 +133,8 @@ def main(argv: list[str] | None = None) -> int:
         pixels = load_images(options.images or str(options.bundle / "samples"), "test", 1)
         images = image_array(pixels, point.size_px)
         execution = Execution((CPU,), "float32", usable_cpus(), 32)
-        runs = alternatives(bundle.path / bundle.manifest.served["float32"], execution)
+        graphs = bundle.manifest.served if point.threshold > 0 else bundle.manifest.dense
+        runs = alternatives(bundle.path / graphs["float32"], execution)
         sizes = [int(size) for size in options.batch_sizes.split(",")]
     except (ServiceError, DataError, ValueError) as error:
         print(f"export.execution: {error}", file=sys.stderr)

@@ -89,6 +89,16 @@ def test_everybody_gets_a_row_beside_the_dense_model(rows: list[benchmark.Row]) 
     assert "89.50%" in table.splitlines()[1]
 
 
+def test_two_looks_are_compared_by_their_mean_as_most_images_are_looked_at_once() -> None:
+    dense, once, twice = fake("dense", 64, 100), fake("float32", 32, 40), fake("float32-twice", 32, 40)
+    times = {dense: [1.0, 1.0, 1.0], once: [0.5, 0.5, 2.0], replace(twice, second=second): [0.5, 0.5, 2.0]}
+    found = benchmark.rows_of(
+        {rival: benchmark.Times(seconds, [1.0]) for rival, seconds in times.items()}, 4, lambda _: None, 50.0
+    )
+    assert [row.speedup for row in found] == [1, 2, 1]
+    assert [row.images_s for row in found] == [4, 8, 4]
+
+
 def test_what_was_written_is_printed_and_drawn_anew(
     rows: list[benchmark.Row], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
