@@ -1,7 +1,7 @@
 """What is asked for: operating points, formats, sizes, deadlines and impatient callers, drawn before the run. PURE.
 
 An operating point is a query string of `/v1/classify`: `threshold=0.4`, `preset=economy`, `compute=0.5`,
-`size=84&threshold=0.25`. It knows no HTTP beyond that.
+`size=84&threshold=0.25`, `size=70&threshold=0&sure=0.5`. It knows no HTTP beyond that.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from loadtest.arrivals import Seconds
 
 Value = TypeVar("Value")
 Weighted = tuple[tuple[Value, float], ...]
-PARAMETERS = {"threshold", "preset", "compute", "size", "model", "degrade", "top_k"}
+PARAMETERS = {"threshold", "preset", "compute", "size", "sure", "model", "degrade", "top_k"}
+_NUMBERS = {"threshold", "compute", "sure"}
 
 
 def point(text: str) -> str:
@@ -31,7 +32,7 @@ def point(text: str) -> str:
         name, equals, value = part.partition("=")
         if name not in PARAMETERS or not equals or not value:
             raise ValueError(f"{text!r} is no operating point: threshold=0.4, preset=economy, size=84&threshold=0.25")
-        pairs.append((name, f"{float(value):g}" if name in {"threshold", "compute"} else value))
+        pairs.append((name, f"{float(value):g}" if name in _NUMBERS else value))
     return "&".join(f"{name}={value}" for name, value in sorted(pairs))
 
 

@@ -174,6 +174,29 @@ def test_the_table_is_what_was_measured() -> None:
             assert float(speedup) == pytest.approx(speed[*point, batch_size]["speedup"], abs=0.0051)
 
 
+def test_the_table_of_two_looks_is_what_was_measured() -> None:
+    bench = json.loads((ZOO / "benchmark.json").read_text())
+    rows = {(row["precision"], row["size_px"], row["batch_size"]): row for row in bench["rows"]}
+    number = r" ([\d.]+) \|"
+    shown = re.findall(
+        r"^\| (\d+) px, sure 0.5 \| (\d+) % \| ([\d.]+) % \|" + 3 * number + r" ([\d.]+) % \|" + 3 * number + "$",
+        README,
+        re.M,
+    )
+    assert len(shown) == 4
+    for size, saved, top1, *speedups, int8_top1, one, eight, many in shown:
+        for kind, accuracy, shown_speedups in (
+            ("float32-twice", top1, speedups),
+            ("int8-twice", int8_top1, (one, eight, many)),
+        ):
+            for batch_size, speedup in zip((1, 8, 32), shown_speedups, strict=True):
+                row = rows[kind, int(size), batch_size]
+                assert float(speedup) == pytest.approx(row["speedup"], abs=0.0051)
+                assert float(accuracy) == pytest.approx(100 * row["accuracy"], abs=0.0051)
+        largest = rows["float32-twice", int(size), 32]
+        assert float(saved) == pytest.approx(100 * (1 - largest["macs_ratio"]), abs=0.51)
+
+
 def test_the_int8_table_is_what_was_measured() -> None:
     bench, manifest = (json.loads((ZOO / f"{name}.json").read_text()) for name in ("benchmark", "manifest"))
     accuracy = {(point["size_px"], point["threshold"]): point["top1"] for point in manifest["int8"]}

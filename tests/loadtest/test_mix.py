@@ -17,6 +17,7 @@ MIX = Mix(points=weighted("threshold=0:3,preset=economy:1", point), cancel_ratio
     [
         ("threshold=.40", "threshold=0.4"),
         ("threshold=0.25&size=84", "size=84&threshold=0.25"),
+        ("sure=.50&size=70", "size=70&sure=0.5"),
         ("preset=full", "preset=full"),
     ],
 )
