@@ -20,7 +20,7 @@ from service.batch import Answer
 from service.body import read_images
 from service.budget import Choice, choose, dominates
 from service.cache import Computed
-from service.errors import DeadlinePassed, Overloaded
+from service.errors import DeadlinePassed, NotReady, Overloaded
 from service.exchange import Measured, ask, record
 from service.planner import Plan
 from service.results import Receipt, make_receipt
@@ -175,7 +175,7 @@ class _Run:
         try:
             async with asyncio.timeout_at(self._deadline - _REPLY_S if may_give_up else None):
                 images, answers = await self._look([encoded[index] for index in again], choice)
-        except (Overloaded, DeadlinePassed, TimeoutError):
+        except (Overloaded, DeadlinePassed, NotReady, TimeoutError):
             if not may_give_up:
                 raise
             return [one._replace(given_up=index in again) for index, one in enumerate(looked)]

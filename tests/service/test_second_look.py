@@ -13,7 +13,7 @@ from service.app import create_app
 from service.batch import Answer
 from service.budget import Choice
 from service.cache import Computed
-from service.errors import DeadlinePassed, Overloaded
+from service.errors import DeadlinePassed, NotReady, Overloaded
 from service.second_look import merge, unsure
 from service.settings import Settings
 from tests.fakes import FakeEngine, fake_bundle
@@ -82,9 +82,12 @@ def test_one_look_is_enough_where_it_is_sure_or_already_full(client: TestClient,
     assert "first_look" not in found
 
 
-@pytest.mark.parametrize("error", [Overloaded("too much", retry_after_s=1.0), DeadlinePassed("too late")])
-def test_a_second_look_that_load_or_the_deadline_forbids_is_given_up(
-    client: TestClient, monkeypatch: pytest.MonkeyPatch, error: Exception
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(Overloaded("too much", retry_after_s=1.0), 429), (DeadlinePassed("too late"), 504), (NotReady("draining"), 503)],
+)
+def test_a_second_look_that_there_is_no_room_for_is_given_up(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, error: Exception, status: int
 ) -> None:
     batcher = client.app_state["serving"].model().batcher
     submit = batcher.submit_many
@@ -99,7 +102,7 @@ def test_a_second_look_that_load_or_the_deadline_forbids_is_given_up(
     assert (doubtful["size_px"], doubtful["degraded"]) == (14, True)
     assert (certain["size_px"], certain["degraded"]) == (14, False)
     answer = client.post(URL, content=DOUBTFUL, params={**TWICE, "degrade": "false"})
-    assert answer.status_code == {Overloaded: 429, DeadlinePassed: 504}[type(error)]
+    assert answer.status_code == status
 
 
 def test_who_is_unsure_by_the_probabilities() -> None:
