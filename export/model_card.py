@@ -73,7 +73,8 @@ def render(
         *_pictures(figures),
         "## Presets",
         _presets(manifest, rows),
-        "The cheapest points that lose, on held-out *training* images (`calibration.json`), at most "
+        "The fastest points (`time_ratio` in the manifest) that lose, on held-out *training* images "
+        "(`calibration.json`), at most "
         + " and ".join(f"{100 * TOLERATED_LOSS[name]:g} points (`{name}`)" for name in ("balanced", "economy"))
         + ".",
         *_lower("int8", manifest.int8),
