@@ -33,12 +33,13 @@ from export.equal_accuracy import compare, in_words
 from export.gemm import gemm_gflops
 from export.parity import image_array
 from export.rival_accuracy import known
-from export.rivals import Pixels, Point, Rival, all_rivals, write_dense
+from export.rivals import Pixels, Rival, all_rivals, write_dense
 from export.to_onnx import ExportError
 from models import checkpoint
 from models.checkpoint import CheckpointError
 from models.data import DataError, load_images
 from service.artifact import Bundle, Precision, load_bundle
+from service.budget import Choice
 from service.cpu import usable_cpus
 from service.errors import ServiceError
 
@@ -55,6 +56,7 @@ class Row:
     rival: str  # its name
     size_px: int
     threshold: float
+    sure: float  # above 0: two looks, the first at `size_px`
     accuracy: float | None  # top-1 on the test images; None: not measured
     macs_ratio: float  # contender / dense, mean over the images timed
     dense_images_s: float
@@ -74,23 +76,23 @@ class Times:
     macs: list[float]  # of an image, mean over the batch
 
 
-def points_of(bundle: Bundle) -> tuple[Point, ...]:
-    """A bundle's presets, each of its input sizes alone, and rising thresholds at the full size."""
-    levels = [(bundle.manifest.full.size_px, level) for level in THRESHOLDS]
+def points_of(bundle: Bundle) -> tuple[Choice, ...]:
+    """A bundle's presets, each of its input sizes, in one look and two, and rising thresholds at the full size."""
+    levels = [Choice(bundle.manifest.full.size_px, level) for level in THRESHOLDS]
     return tuple(dict.fromkeys(precision.points_of(bundle) + levels))
 
 
-def chosen_points(bundle: Bundle, asked: str | None) -> dict[Precision, tuple[Point, ...]]:
+def chosen_points(bundle: Bundle, asked: str | None) -> dict[Precision, tuple[Choice, ...]]:
     """Where ours are timed: as asked, or `points_of`; int8 by default where `export.precision` measures it.
 
     Raises:
-        ValueError: not size:threshold, or no size of the bundle.
+        ValueError: not size:threshold[:sure], or no size of the bundle.
     """
     points, small = points_of(bundle), tuple(precision.points_of(bundle))
     if asked:
         pairs = (pair.split(":") for pair in asked.split(","))
-        points = small = tuple((int(size), float(threshold)) for size, threshold in pairs)
-        if unknown := sorted({size for size, _ in points} - set(bundle.manifest.sizes_px)):
+        points = small = tuple(Choice(int(size), float(knob), float(*sure or ["0"])) for size, knob, *sure in pairs)
+        if unknown := sorted({point.size_px for point in points} - set(bundle.manifest.sizes_px)):
             raise ValueError(f"{bundle.manifest.name} has no input size {unknown[0]} px")
     return {"float32": points, "int8": small} if "int8" in bundle.manifest.served else {"float32": points}
 
@@ -139,6 +141,7 @@ def rows_of(
                 rival=rival.name,
                 size_px=rival.size_px,
                 threshold=rival.threshold,
+                sure=rival.sure,
                 accuracy=accuracy(rival),
                 macs_ratio=round(ratio, 4),
                 dense_images_s=round(batch_size / float(np.median(dense_s)), 2),
@@ -165,12 +168,13 @@ def run(bundle: Bundle, options: argparse.Namespace) -> dict[str, Any]:
     for batch_size in tqdm(batch_sizes, desc="batch sizes"):
         times = measure(rivals, images, batch_size, options.seconds)
         rows += [asdict(row) for row in rows_of(times, batch_size, accuracy, best_gemm)]
-    presets = {str(name): (preset.size_px, preset.threshold) for name, preset in bundle.manifest.presets.items()}
+    presets = bundle.manifest.presets.items()
+    named = {str(name): Choice(preset.size_px, preset.threshold, preset.sure) for name, preset in presets}
     return {
         "machine": machine(),
         "version": bundle.manifest.version,
         "rows": rows,
-        "equal_accuracy": compare(rows, presets),
+        "equal_accuracy": compare(rows, named),
     }
 
 
@@ -192,12 +196,13 @@ def machine() -> dict[str, Any]:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows for a person."""
-    lines = [f"batch {'':36s}   px threshold    top-1    MACs    img/s speed-up  ideal realised GFLOP/s of best GEMM"]
+    head = "  px threshold  sure    top-1    MACs    img/s speed-up  ideal realised GFLOP/s of best GEMM"
+    lines = [f"batch {'':36s} {head}"]
     for row in rows:
         top1 = "-" if row["accuracy"] is None else f"{100 * row['accuracy']:.2f}%"
         lines.append(
-            f"{row['batch_size']:5d} {row['rival']:36s} {row['size_px']:4d} {row['threshold']:9.2f} {top1:>8s} "
-            f"{100 * row['macs_ratio']:6.1f}% {row['images_s']:8.1f} {row['speedup']:8.2f} "
+            f"{row['batch_size']:5d} {row['rival']:36s} {row['size_px']:4d} {row['threshold']:9.2f} {row['sure']:5.2f} "
+            f"{top1:>8s} {100 * row['macs_ratio']:6.1f}% {row['images_s']:8.1f} {row['speedup']:8.2f} "
             f"{row['ideal']:6.2f} {row['realised']:8.2f} {row['gflops']:7.0f} {row['of_best_gemm']:12.2f}"
         )
     return "\n".join(lines)
@@ -211,7 +216,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     subject.add_argument("--from", type=Path, dest="earlier", metavar="JSON", help="print and plot what --out wrote")
     parser.add_argument("--images", help="image folder; default: the bundle's own samples")
     parser.add_argument("--batch-sizes", default="1,8,32")
-    parser.add_argument("--points", help="of ours: size:threshold,...; default: presets, sizes, thresholds")
+    parser.add_argument("--points", help="of ours: size:threshold[:sure],...; default: presets, sizes, levels")
     parser.add_argument("--seconds", type=float, default=4.0, help="for each batch size and rival")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--plot", type=Path, help="PNG file to write: accuracy against images/s")

@@ -20,15 +20,18 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
 from export.equal_accuracy import COMPARED, WORDS, frontier, speeds
-from export.rivals import COMPILED, DENSE, DENSE_INT8, MERGING, OPENVINO, TIMM, TWICE
+from export.rivals import COMPILED, DENSE, DENSE_INT8, MERGING, OPENVINO, TIMM
 from models import figures
 from models.figures import BLUE, COLOURS, FAINT, GREEN, INK, ORANGE, new_figure, panel
 
 PINK, SKY, YELLOW = COLOURS[3:]
 WORST_SHOWN = 0.08  # of accuracy below the dense model: what loses more is left out
-LINES: dict[str, tuple[str, str, dict[str, Any]]] = {  # what it is called, colour, style
-    TWICE["float32"]: ("skipvit: two looks", BLUE, {"linewidth": 4, "marker": "o"}),
-    TWICE["int8"]: ("skipvit: two looks in int8", SKY, {"linewidth": 4, "marker": "o"}),
+Style = tuple[str, str, dict[str, Any]]  # what it is called, colour, style
+TWICE: dict[str, Style] = {  # in two looks
+    "float32": ("skipvit: two looks", BLUE, {"linewidth": 4, "marker": "o"}),
+    "int8": ("skipvit: two looks in int8", SKY, {"linewidth": 4, "marker": "o"}),
+}
+LINES: dict[str, Style] = {
     "float32": ("skipvit: one look", BLUE, {"linewidth": 1.6, "marker": "o"}),
     "int8": ("skipvit: one look in int8", SKY, {"linewidth": 1.6, "marker": "o"}),
     DENSE: ("dense in ONNX Runtime, lower resolution", ORANGE, {"linewidth": 1.6, "linestyle": "--", "marker": "s"}),
@@ -78,10 +81,10 @@ def draw(result: Row) -> Figure:
     axis = figure.subplots()
     names: list[Name] = []
     lines: list[Name] = []
-    for kind, (label, colour, style) in LINES.items():
-        if points := speeds(rows, kind):
+    for twice, kind, (label, colour, style) in _lines():
+        if points := speeds(rows, kind, twice=twice):
             best = frontier(points)
-            shown = best if kind in (*COMPARED, *TWICE.values()) else sorted(points, key=itemgetter(1))
+            shown = best if kind in COMPARED else sorted(points, key=itemgetter(1))
             top1, images_s = zip(*shown, strict=True)
             axis.plot(images_s, top1, color=colour, markersize=6, **style)
             seen = [point for point in best if point[0] >= floor]
@@ -103,14 +106,20 @@ def draw(result: Row) -> Figure:
     return figure
 
 
+def _lines() -> list[tuple[bool, str, Style]]:
+    """Whether it is in two looks, its kind, how it is drawn."""
+    return [(twice, kind, style) for twice, lines in ((True, TWICE), (False, LINES)) for kind, style in lines.items()]
+
+
 def _settings(rows: Sequence[Row], compared: Sequence[Row]) -> list[Name]:
     """Input sizes of the dense models, merged patches, presets."""
     found = []
+    named = {(row["images_s"], row["accuracy"]) for row in compared if row["setting"] in PRESETS}
     for row in rows:
         at, kind = (row["images_s"], row["accuracy"]), row["precision"]
         if kind in (DENSE, DENSE_INT8):
             found.append(Name(at, f"{row['size_px']} px", LINES[kind][1]))
-        elif kind in TWICE.values():
+        elif row["sure"] and at not in named:
             found.append(Name(at, f"from {row['size_px']} px", LINES[kind][1]))
         elif kind == MERGING:
             found.append(Name(at, row["rival"].rpartition(" ")[2], LINES[kind][1]))
@@ -124,7 +133,7 @@ def _finding(result: Row, batch_size: int) -> str:
     """What the comparison at equal accuracy says where it is nearest to that of the preset `balanced`."""
     float32 = [row for row in result["equal_accuracy"] if row["precision"] == "float32" and any(row["rivals"].values())]
     balanced = [row["accuracy"] for row in float32 if row["setting"] == "balanced"]
-    looks = [row for row in float32 if row["setting"] not in PRESETS] or float32
+    looks = [row for row in float32 if row["setting"].startswith("two looks")] or float32
     if not looks:
         return f"Accuracy against images a second in batches of {batch_size}"
     shown = min(looks, key=lambda row: abs(row["accuracy"] - balanced[0])) if balanced else looks[0]

@@ -6,17 +6,19 @@ import hashlib
 import json
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
-from export.calibrate import calibration_points, choose_presets, dense_row, time_ratios
+from export.calibrate import calibration_points, choose_presets, dense_row, second_look_points
 from export.graph import INPUTS, OUTPUTS, AnySizeViT, ServedViT, example_inputs, without_gates
 from export.int8 import RANGES, check_precision, observe_all, write_int8
 from export.model_card import render
 from export.parity import Parity, compare, image_array, onnx_infer
+from export.source import CALIBRATION, EVALUATION, LOWER, PRECISION, PRECISIONS, RESULTS, TRAINING, Source
 from export.to_onnx import ExportError, externalise, halved, in_precision, save, to_onnx, trace
 from models import checkpoint
 from models.checkpoint import at_size
@@ -31,79 +33,21 @@ from service.artifact import (
     Graph,
     LayerMacs,
     Manifest,
-    Origin,
-    Precision,
     PrecisionPoint,
     Preprocessing,
     load_bundle,
+    verify_file,
 )
 from service.cpu import usable_cpus
+from service.errors import BundleError
 from service.onnx_engine import OnnxEngine
 
 MASKED = "masked.onnx"
 ANY_SIZE = "anysize.onnx"
 ANY_SIZE_DENSE = "anysize-dense.onnx"  # for threshold 0
-EVALUATION = "evaluation.json"
-CALIBRATION = "calibration.json"
-TRAINING = "train.json"
 PARITY = "parity.json"
-RESULTS = "results.json"  # of `models.results`; it and the pictures may be missing
-LOWER: tuple[Precision, ...] = ("int8", "float16")
-PRECISIONS: tuple[Precision, ...] = ("float32", *LOWER)
-PRECISION = "{}-evaluation.json"  # of `export.precision`, for each of LOWER; it may be missing
 FIGURES = "figures"
 CARD = "README.md"
-
-
-@dataclass(frozen=True)
-class Source:
-    """A trained checkpoint and what was measured of it."""
-
-    folder: Path
-    model: PrunedViT
-    evaluation: dict[str, Any]  # `models.evaluate` on the test images
-    calibration: dict[str, Any]  # the same on held-out training images, at every size to serve
-    training: dict[str, Any]  # `models.train`'s summary
-    origin: Origin
-    results: dict[str, Any] | None = None  # `models.results`: this checkpoint against its rivals
-    ranges: dict[str, Any] | None = None  # of `export.int8`; without them, nor unseen images, there are no int8 graphs
-    precisions: dict[Precision, dict[str, Any]] = field(default_factory=dict)  # `export.precision`: beside float32
-
-    @property
-    def sizes_px(self) -> tuple[int, ...]:
-        """The input sizes to serve: those that were calibrated, the full one first."""
-        return tuple(sorted({row["size_px"] for row in self.calibration["rows"]}, reverse=True))
-
-
-def read_source(folder: Path, origin: Origin | None) -> Source:
-    """Read a checkpoint folder (or a bundle, to write it anew).
-
-    Raises:
-        CheckpointError, ExportError: something is missing; the message names the command that makes it.
-        ValueError: nothing was measured at threshold 0 and the model's own size.
-    """
-    model = checkpoint.load(folder)
-    if not model.config.gated_layers:
-        raise ExportError(f"{folder} has no gates: train them with `python -m models.train --stage gates`")
-    if origin is None:
-        origin = Origin.model_validate(_measured(folder / MANIFEST, "give --origin and --licence")["origin"])
-    measure = f"python -m models.evaluate --checkpoint {folder} --data DATA --sizes SIZES"
-    calibration = _measured(folder / CALIBRATION, f"{measure} --split heldout --out {folder / CALIBRATION}")
-    evaluation = _measured(folder / EVALUATION, f"{measure} --out {folder / EVALUATION}")
-    training = _measured(folder / TRAINING, "train with `python -m models.train`")
-    full_px = model.config.image_size_px
-    for measured in (evaluation, calibration):
-        dense_row(measured["rows"], full_px)
-        time_ratios(measured["rows"])
-    results, ranges = (_measured(folder / name, "") if (folder / name).exists() else None for name in (RESULTS, RANGES))
-    files: dict[Precision, Path] = {name: folder / PRECISION.format(name) for name in LOWER}
-    precisions = {name: _measured(file, "") for name, file in files.items() if file.exists()}
-    if results and not _same_model(results, evaluation, full_px):
-        raise ExportError(f"{folder / RESULTS} is of another model than {EVALUATION}: `python -m models.results` anew")
-    source = Source(folder, model, evaluation, calibration, training, origin, results, ranges, precisions)
-    if source.sizes_px[0] > full_px:
-        raise ExportError(f"{folder / CALIBRATION} has sizes above the model's own {full_px} px: measure smaller ones")
-    return source
 
 
 def write_bundle(
@@ -120,12 +64,9 @@ def write_bundle(
     Raises:
         ExportError: a graph can't be written, or parity doesn't hold.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as scratch:
-        folder = Path(scratch) / out.name
-        folder.mkdir()
+    with _beside(out) as folder:
         _copy_measured(source, folder)
-        models = {size_px: at_size(source.model, size_px) for size_px in source.sizes_px}
+        models = _sized(source)
         for size_px, model in models.items():
             _write_graph(ServedViT(model, "sparse"), example_inputs(model), folder / graph_file(size_px, source))
         _write_graph(ServedViT(source.model, "masked"), example_inputs(source.model), folder / MASKED)
@@ -146,19 +87,77 @@ def write_bundle(
         for name, parity in parities.items():
             if not parity.holds:
                 raise ExportError(f"{name} differs from the trained model beyond tolerance, nothing written: {parity}")
-        manifest = _write_manifest(source, models, folder)
-        figures = [file.name for file in (folder / FIGURES).glob("*.png")]
-        card = render(manifest, source.training, source.evaluation, proof, source.results, figures)
-        (folder / CARD).write_text(card)
-        _write_manifest(source, models, folder)
-        out.mkdir(exist_ok=True)
-        graphs = [file.name for file in out.glob("*.onnx") if not (folder / file.name).exists()]
-        for name in (RESULTS, RANGES, *map(PRECISION.format, LOWER), *graphs):
-            (out / name).unlink(missing_ok=True)  # an older model's would be taken for this one's
-        shutil.rmtree(out / FIGURES, ignore_errors=True)
-        for file in sorted(folder.iterdir(), key=lambda file: file.name == MANIFEST):  # the manifest last
-            file.replace(out / file.name)
+        _describe(source, models, folder)
+        _replace(folder, out)
     return parities
+
+
+def keep_graphs(source: Source, out: Path) -> dict[str, Parity]:
+    """Write the bundle `out` with the graphs of the bundle that `source` is, and what was measured of them since.
+
+    Returns no parity: none was measured.
+
+    Raises:
+        BundleError: `source` is no bundle, or a graph or the weights aren't what its manifest says.
+    """
+    with _beside(out) as folder:
+        _copy_measured(source, folder)
+        for name in _verified_graphs(source.folder):
+            shutil.copyfile(source.folder / name, folder / name)
+        _describe(source, _sized(source), folder)
+        _replace(folder, out)
+    return {}
+
+
+def _verified_graphs(folder: Path) -> list[str]:
+    """The graphs of a bundle, of whose other files some may have been measured anew, and what belongs to them."""
+    mend = "write the graphs anew, without --keep-graphs"
+    try:
+        files = {
+            name: FileDigest(**each) for name, each in json.loads((folder / MANIFEST).read_text())["files"].items()
+        }
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise BundleError(f"{folder / MANIFEST} doesn't name the graphs to keep ({error!r}): {mend}") from None
+    own = [name for name in files if name.endswith(".onnx") or name in (RANGES, PARITY)]
+    for name in (checkpoint.WEIGHTS, checkpoint.CONFIG, *own):
+        if name not in files:
+            raise BundleError(f"{folder / MANIFEST} has no digest for {name}: {mend}")
+        verify_file(folder / name, files[name], record=MANIFEST, mend=mend)
+    return own
+
+
+def _sized(source: Source) -> dict[int, PrunedViT]:
+    return {size_px: at_size(source.model, size_px) for size_px in source.sizes_px}
+
+
+@contextmanager
+def _beside(out: Path) -> Iterator[Path]:
+    """An empty folder of the same name on the same disk, which is gone afterwards."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as scratch:
+        folder = Path(scratch) / out.name
+        folder.mkdir()
+        yield folder
+
+
+def _describe(source: Source, models: dict[int, PrunedViT], folder: Path) -> None:
+    """Write card and manifest of the graphs that are there."""
+    manifest = _write_manifest(source, models, folder)
+    proof = json.loads((folder / PARITY).read_text())
+    figures = [file.name for file in (folder / FIGURES).glob("*.png")]
+    (folder / CARD).write_text(render(manifest, source.training, source.evaluation, proof, source.results, figures))
+    _write_manifest(source, models, folder)  # with the card's digest
+
+
+def _replace(folder: Path, out: Path) -> None:
+    """Move a whole bundle to where it belongs."""
+    out.mkdir(exist_ok=True)
+    graphs = [file.name for file in out.glob("*.onnx") if not (folder / file.name).exists()]
+    for name in (RESULTS, RANGES, *map(PRECISION.format, LOWER), *graphs):
+        (out / name).unlink(missing_ok=True)  # an older model's would be taken for this one's
+    shutil.rmtree(out / FIGURES, ignore_errors=True)
+    for file in sorted(folder.iterdir(), key=lambda file: file.name == MANIFEST):  # the manifest last
+        file.replace(out / file.name)
 
 
 def graph_file(size_px: int, source: Source) -> str:
@@ -240,8 +239,9 @@ def _write_manifest(source: Source, models: dict[int, PrunedViT], folder: Path) 
         served={name: file for name in PRECISIONS if (file := in_precision(ANY_SIZE, name)) in digests},
         dense={name: file for name in PRECISIONS if (file := in_precision(ANY_SIZE_DENSE, name)) in digests},
         masked_graph=MASKED,
-        presets=choose_presets(source.calibration["rows"], config.image_size_px),
+        presets=choose_presets(source.calibration["rows"], source.calibration["second_looks"], config.image_size_px),
         calibration=calibration_points(source.calibration["rows"]),
+        second_looks=second_look_points(source.calibration["second_looks"]),
         evaluation=Evaluation(
             data=source.evaluation["data"],
             images=source.evaluation["images"],
@@ -260,22 +260,5 @@ def _write_manifest(source: Source, models: dict[int, PrunedViT], folder: Path) 
     return manifest
 
 
-def _same_model(results: dict[str, Any], evaluation: dict[str, Any], full_px: int) -> bool:
-    """Whether both measured the same accuracy at threshold 0, to 0.1 points: runtimes may round differently."""
-    points = next(run["points"] for run in results["runs"] if run["name"] == "joint")
-    found = [dense_row(rows, full_px)["top1"] for rows in (points, evaluation["rows"])]
-    return bool(abs(found[0] - found[1]) < 0.0011)
-
-
 def _digest(file: Path) -> FileDigest:
     return FileDigest(sha256=hashlib.sha256(file.read_bytes()).hexdigest(), size_bytes=file.stat().st_size)
-
-
-def _measured(file: Path, how: str) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(file.read_text())
-    except FileNotFoundError:
-        raise ExportError(f"{file} is missing: {how}") from None
-    except ValueError as error:
-        raise ExportError(f"{file} isn't JSON ({error}): {how}") from None
-    return content

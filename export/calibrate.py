@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from service.artifact import CalibrationPoint, Preset, Spread
+from service.artifact import CalibrationPoint, Preset, SecondLookPoint, Spread
 
-# Accuracy a preset may lose against computing everything, on the calibration images.
+# Accuracy a preset may lose against computing everything, on the calibration images: what was lost there, and so many
+# standard errors of it, for other images are not the same, and those were seen by the start of training.
+MARGIN = 2
 TOLERATED_LOSS = {"full": 0.0, "balanced": 0.005, "economy": 0.015}
 
 # What gates and packing take beside the MACs, as a share of the dense model's time at the same input size: they pass
@@ -43,6 +45,20 @@ def time_ratios(rows: list[dict[str, Any]]) -> list[float]:
     return [round(row["macs_ratio"] + (packing[row["size_px"]] if row["threshold"] > 0 else 0), 4) for row in rows]
 
 
+def second_look_points(rows: list[dict[str, Any]]) -> tuple[SecondLookPoint, ...]:
+    """The manifest's table of two looks."""
+    return tuple(
+        SecondLookPoint(
+            size_px=row["size_px"],
+            sure=row["sure"],
+            looked_again=row["looked_again"],
+            macs_ratio=row["macs_ratio"],
+            accuracy=row["top1"],
+        )
+        for row in rows
+    )
+
+
 def dense_row(rows: list[dict[str, Any]], full_px: int) -> dict[str, Any]:
     """The row that computes everything: threshold 0 at the full size; ValueError if it's not among them."""
     for row in rows:
@@ -51,18 +67,29 @@ def dense_row(rows: list[dict[str, Any]], full_px: int) -> dict[str, Any]:
     raise ValueError(f"no row for threshold 0 at the full size, {full_px} px")
 
 
-def choose_presets(rows: list[dict[str, Any]], full_px: int) -> dict[str, Preset]:
-    """For each preset the fastest row within its tolerated loss, of any size; `full` computes everything.
+def choose_presets(rows: list[dict[str, Any]], twice: list[dict[str, Any]], full_px: int) -> dict[str, Preset]:
+    """For each preset the fastest way within its tolerated loss, in one look or two; `full` computes everything.
 
-    Such a row is always on the frontier of time: a faster one as accurate would have been taken.
+    Args:
+        rows, twice: what was measured of one look and of two; `lost_error` is the standard error of the accuracy that
+            each loses against computing everything, on the same images.
     """
     full = dense_row(rows, full_px)
+    ways = list(zip(time_ratios(rows), rows, strict=True))
+    ways += [(row["macs_ratio"], row) for row in twice]  # no gate runs
     presets = {"full": full}
     for name in ("balanced", "economy"):
-        least = full["top1"] - TOLERATED_LOSS[name] - 1e-9
-        timed = zip(time_ratios(rows), rows, strict=True)
         presets[name] = min(
-            ((time, row) for time, row in timed if row["top1"] >= least),
+            ((time, row) for time, row in ways if _lost(row, full) <= TOLERATED_LOSS[name] + 1e-9),
             key=lambda each: (each[0], -each[1]["top1"]),
         )[1]
-    return {name: Preset(size_px=row["size_px"], threshold=row["threshold"]) for name, row in presets.items()}
+    return {
+        name: Preset(size_px=row["size_px"], threshold=row.get("threshold", 0.0), sure=row.get("sure", 0.0))
+        for name, row in presets.items()
+    }
+
+
+def _lost(row: dict[str, Any], full: dict[str, Any]) -> float:
+    """The accuracy a row loses, at most, on other images; none for the full row itself, whose error is 0."""
+    lost: float = full["top1"] - row["top1"] + MARGIN * row["lost_error"]
+    return lost

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from export.rivals import DENSE, DENSE_INT8, MERGING, TWICE
+from export.rivals import DENSE, DENSE_INT8, MERGING
 from service.artifact import Precision
+from service.budget import Choice
 
 COMPARED: dict[Precision, tuple[str, ...]] = {  # ours, and who computes less beside it
     "float32": (DENSE, MERGING),
@@ -40,29 +41,34 @@ def images_s_at(points: Sequence[Speed], accuracy: float) -> float | None:
     return next((images_s for known, images_s in best if known == accuracy), None)
 
 
-def speeds(rows: Sequence[Row], kind: str) -> list[Speed]:
-    """A kind's points in the largest batches; token merging's begin with the dense model, where nothing is merged."""
+def speeds(rows: Sequence[Row], kind: str, *, twice: bool = False) -> list[Speed]:
+    """A kind's points in the largest batches, in one look or, with `twice`, in two.
+
+    Token merging's begin with the dense model, where nothing is merged.
+    """
     largest, full_px = max(row["batch_size"] for row in rows), max(row["size_px"] for row in rows)
     return [
         (row["accuracy"], row["images_s"])
         for row in rows
         if row["batch_size"] == largest
         and row["accuracy"] is not None
+        and (row["sure"] > 0) == twice
         and (row["precision"] == kind or kind == MERGING and (row["precision"], row["size_px"]) == (DENSE, full_px))
     ]
 
 
-def compare(rows: Sequence[Row], presets: Mapping[str, tuple[int, float]]) -> list[Row]:
-    """Two looks and the presets (by input size and threshold) that skip, in each precision, beside rivals there."""
+def compare(rows: Sequence[Row], presets: Mapping[str, Choice]) -> list[Row]:
+    """Presets that spend less, two looks and skipped patches, in each precision, beside rivals there."""
     found = []
     largest = max(row["batch_size"] for row in rows)
     known = [row for row in rows if row["batch_size"] == largest and row["accuracy"] is not None]
     for precision, kinds in COMPARED.items():
-        ours = [(f"two looks from {row['size_px']} px", row) for row in known if row["precision"] == TWICE[precision]]
-        for name, point in presets.items():
-            mine = (row for row in known if row["precision"] == precision)
-            ours += [(name, row) for row in mine if name != "full" and (row["size_px"], row["threshold"]) == point]
-        for name, row in ours:
+        names = {point: name for name, point in presets.items() if name != "full"}
+        for row in (row for row in known if row["precision"] == precision):
+            point = Choice(row["size_px"], row["threshold"], row["sure"])
+            if point not in names and not point.sure and not point.threshold:
+                continue
+            name = names.get(point, _in_name(point))
             reached = {kind: images_s_at(speeds(rows, kind), row["accuracy"]) for kind in kinds}
             found.append(
                 {"setting": name, "precision": precision, "batch_size": largest}
@@ -70,6 +76,12 @@ def compare(rows: Sequence[Row], presets: Mapping[str, tuple[int, float]]) -> li
                 | {"rivals": {kind: speed and round(speed, 2) for kind, speed in reached.items()}}
             )
     return found
+
+
+def _in_name(point: Choice) -> str:
+    return (
+        f"two looks from {point.size_px} px" if point.sure else f"{point.size_px} px at threshold {point.threshold:g}"
+    )
 
 
 def in_words(found: Sequence[Row]) -> str:

@@ -2,9 +2,9 @@
 
     python -m export.execution --bundle models/zoo/NAME
 
-Every alternative is one change of the served session's options. Runs are interleaved on real images, at the preset
-`balanced`, and compared turn by turn: a ratio above 1 means that the alternative is faster. A few minutes; the last
-line of the output is one JSON object.
+Every alternative is one change of the served session's options. Runs are interleaved on real images, at the full size
+and a threshold that skips a third of the patches, and compared turn by turn: a ratio above 1 means that the alternative
+is faster. A few minutes; the last line of the output is one JSON object.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from service.errors import ServiceError
 from service.execution import CPU, Execution, session_options
 
 Run = Callable[[NDArray[np.uint8], NDArray[np.float32]], Any]
+THRESHOLD = 0.3
 SERVED = "as served"
 
 
@@ -129,19 +130,16 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         bundle = load_bundle(options.bundle)
-        point = bundle.manifest.presets["balanced"]
         pixels = load_images(options.images or str(options.bundle / "samples"), "test", 1)
-        images = image_array(pixels, point.size_px)
+        images = image_array(pixels, bundle.manifest.full.size_px)
         execution = Execution((CPU,), "float32", usable_cpus(), 32)
-        graphs = bundle.manifest.served if point.threshold > 0 else bundle.manifest.dense
-        runs = alternatives(bundle.path / graphs["float32"], execution)
+        runs = alternatives(bundle.path / bundle.manifest.served["float32"], execution)
         sizes = [int(size) for size in options.batch_sizes.split(",")]
     except (ServiceError, DataError, ValueError) as error:
         print(f"export.execution: {error}", file=sys.stderr)
         return 2
     rows = {
-        str(size): measure(runs, images, point.threshold, size, options.seconds)
-        for size in tqdm(sizes, desc="batch sizes")
+        str(size): measure(runs, images, THRESHOLD, size, options.seconds) for size in tqdm(sizes, desc="batch sizes")
     }
     print(table(rows))
     print(json.dumps({"threads": execution.threads, "speed": rows}))

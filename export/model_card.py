@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from export.calibrate import TOLERATED_LOSS, dense_row
+from export.calibrate import MARGIN, TOLERATED_LOSS, dense_row
 from models.frontier import frontier
 from service.artifact import Manifest, Precision, PrecisionPoint
 
@@ -72,11 +72,12 @@ def render(
         *(_short_runs(results["short_runs"], figures) if results else []),
         *_pictures(figures),
         "## Presets",
-        _presets(manifest, rows),
-        "The fastest points (`time_ratio` in the manifest) that lose, on held-out *training* images "
-        "(`calibration.json`), at most "
+        _presets(manifest, rows, evaluation["second_looks"]),
+        "The fastest ways, in one look or two, that lose, on held-out *training* images (`calibration.json`) and with "
+        f"{MARGIN} standard errors of that added, at most "
         + " and ".join(f"{100 * TOLERATED_LOSS[name]:g} points (`{name}`)" for name in ("balanced", "economy"))
         + ".",
+        *(_second_looks(evaluation["second_looks"], rows, manifest) if evaluation["second_looks"] else []),
         *_lower("int8", manifest.int8),
         *_lower("float16", manifest.float16),
         "## Parity",
@@ -116,35 +117,67 @@ def _table(shown: list[dict[str, Any]], rows: list[dict[str, Any]], manifest: Ma
     return "\n".join(lines)
 
 
-def _presets(manifest: Manifest, rows: list[dict[str, Any]]) -> str:
-    points = {(point.size_px, point.threshold): point for point in manifest.calibration}
-    measured = {(row["size_px"], row["threshold"]): f"{100 * row['top1']:.2f} %" for row in rows}
-    lines = ["| preset | input | threshold | mean MACs | held-out top-1 | test top-1 |", "|---|---|---|---|---|---|"]
+def _presets(manifest: Manifest, rows: list[dict[str, Any]], twice: list[dict[str, Any]]) -> str:
+    points = {
+        (point.size_px, point.threshold, 0.0): (point.macs_ratio.mean, point.accuracy, 0.0)
+        for point in manifest.calibration
+    }
+    points |= {
+        (point.size_px, 0.0, point.sure): (point.macs_ratio, point.accuracy, point.looked_again)
+        for point in manifest.second_looks
+    }
+    measured = {
+        (row["size_px"], row.get("threshold", 0.0), row.get("sure", 0.0)): row["top1"] for row in [*rows, *twice]
+    }
+    lines = [
+        "| preset | input | threshold | sure | looked at again | mean MACs | held-out top-1 | test top-1 |",
+        "|" + "---|" * 8,
+    ]
     for name, preset in manifest.presets.items():
-        point = points[preset.size_px, preset.threshold]
+        point = preset.size_px, preset.threshold, preset.sure
+        macs_ratio, accuracy, again = points[point]
+        test = f"{100 * measured[point]:.2f} %" if point in measured else "not measured"
         lines.append(
-            f"| `{name}` | {preset.size_px} px | {preset.threshold:g} | {100 * point.macs_ratio.mean:.1f} % "
-            f"| {100 * point.accuracy:.2f} % | {measured.get((preset.size_px, preset.threshold), 'not measured')} |"
+            f"| `{name}` | {preset.size_px} px | {preset.threshold:g} | {preset.sure:g} | {100 * again:.1f} % "
+            f"| {100 * macs_ratio:.1f} % | {100 * accuracy:.2f} % | {test} |"
         )
     return "\n".join(lines)
+
+
+def _second_looks(twice: list[dict[str, Any]], rows: list[dict[str, Any]], manifest: Manifest) -> list[str]:
+    dense = dense_row(rows, manifest.full.size_px)["top1"]
+    lines = ["| from | sure | looked at again | MACs decrease | top-1 | points lost to threshold 0 |", "|" + "---|" * 6]
+    lines += [
+        f"| {row['size_px']} px | {row['sure']:g} | {100 * row['looked_again']:.1f} % "
+        f"| {100 * (1 - row['macs_ratio']):.1f} % | {100 * row['top1']:.2f} % | {100 * (dense - row['top1']):.2f} |"
+        for row in frontier(twice)
+    ]
+    return [
+        "## In two looks",
+        f"A smaller input first, {manifest.full.size_px} px as well where its first label is less probable than "
+        "`sure`; threshold 0, both looks counted, the same test images (`evaluation.json`). Where no cheaper two "
+        "looks are as accurate:",
+        "\n".join(lines),
+    ]
 
 
 def _lower(precision: Precision, points: Sequence[PrecisionPoint]) -> list[str]:
     if not points:
         return []
     lines = [
-        "| input | threshold | top-1 | in float32 | same first label | same decisions | MACs | in float32 |",
-        "|---|---|---|---|---|---|---|---|",
+        "| input | threshold | sure | top-1 | in float32 | same first label | same decisions | MACs | in float32 |",
+        "|" + "---|" * 9,
     ]
     for point in points:
         shares = [point.top1, point.float32_top1, point.same_top1, point.same_decisions]
         costs = [point.macs_ratio, point.float32_macs_ratio]
         cells = [f"{100 * share:.2f} %" for share in shares] + [f"{100 * share:.1f} %" for share in costs]
-        lines.append(f"| {point.size_px} px | {point.threshold:g} | " + " | ".join(cells) + " |")
+        lines.append(f"| {point.size_px} px | {point.threshold:g} | {point.sure:g} | " + " | ".join(cells) + " |")
     return [
         f"## In {precision}",
         f"`anysize.{precision}.onnx` {LOWER[precision]}, from the same weights file. Beside float32 on the same "
-        f"{points[0].images:,} test images (`{precision}-evaluation.json`, `python -m export.precision`):",
+        f"{points[0].images:,} test images (`{precision}-evaluation.json`, `python -m export.precision`); in two looks "
+        "the decisions are whether to look again:",
         "\n".join(lines),
     ]
 

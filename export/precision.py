@@ -3,9 +3,9 @@
     python -m export.precision --bundle models/zoo/NAME --data DATA --out models/zoo/NAME/int8-evaluation.json
     python -m export.precision --precision float16 --bundle ... --out models/zoo/NAME/float16-evaluation.json
 
-Both are the served engine. Points are the presets and each input size with nothing skipped. `make export` then takes
-the file into the manifest and the card. On a CPU float16 is rounded as on a GPU after every operator, while sums within
-one are float32.
+Both are the served engine. Points are the presets, each input size with nothing skipped, two looks from each smaller
+one, and the full size with patches skipped. `python -m export --keep-graphs` then takes the file into the manifest and
+the card. On a CPU float16 is rounded as on a GPU after every operator, while sums within one are float32.
 """
 
 from __future__ import annotations
@@ -13,98 +13,125 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from models.checkpoint import CheckpointError
-from models.data import DataError, load_images, source_name
-from service.artifact import Bundle, Precision, load_bundle
+from models.data import DataError, LabelledImages, load_images, source_name
+from service.artifact import Bundle, Manifest, Precision, load_bundle
+from service.budget import Choice
 from service.cpu import usable_cpus
 from service.errors import ServiceError
 from service.macs import used_macs
 from service.onnx_engine import OnnxEngine
+from service.results import softmax
 
 _BATCH = 32
-_LOWER, _FULL = "lower", "float32"
+SKIPPING = 0.25  # threshold at which gates are compared: a quarter of the patches skipped, half a point lost
+SURE = 0.5  # probability that is enough where no preset says: more likely than not; nobody tuned it
 
 
-@dataclass
-class Tally:
-    """Both precisions' answers at one point, image by image."""
+class Seen(NamedTuple):
+    """One engine's answers to n images at one pair of input size and threshold."""
 
-    size_px: int
-    threshold: float
-    right: dict[str, list[bool]] = field(default_factory=lambda: {_LOWER: [], _FULL: []})
-    macs: dict[str, list[float]] = field(default_factory=lambda: {_LOWER: [], _FULL: []})
-    same_top1: list[bool] = field(default_factory=list)
-    same_decisions: list[float] = field(default_factory=list)
+    right: NDArray[np.bool_]  # (n,)
+    first: NDArray[np.int64]  # (n,) the first label
+    probability: NDArray[np.float32]  # (n,) of it
+    kept: NDArray[np.bool_]  # (n, gated, P)
+    macs: NDArray[np.float64]  # (n,)
 
-    def row(self, full_macs: int) -> dict[str, Any]:
-        """As the manifest has it."""
-        return {
-            "size_px": self.size_px,
-            "threshold": self.threshold,
-            "images": len(self.same_top1),
-            "top1": round(float(np.mean(self.right[_LOWER])), 4),
-            "float32_top1": round(float(np.mean(self.right[_FULL])), 4),
-            "same_top1": round(float(np.mean(self.same_top1)), 4),
-            "same_decisions": round(float(np.mean(self.same_decisions)), 4),
-            "macs_ratio": round(float(np.mean(self.macs[_LOWER])) / full_macs, 4),
-            "float32_macs_ratio": round(float(np.mean(self.macs[_FULL])) / full_macs, 4),
-        }
+    def again(self, full: Seen, sure: float) -> Seen:
+        """Two looks: `full` where this one isn't sure; the decision is whether to look again, as `kept` (n, 1, 1)."""
+        unsure = self.probability < sure
+        return Seen(
+            np.where(unsure, full.right, self.right),
+            np.where(unsure, full.first, self.first),
+            np.where(unsure, full.probability, self.probability),
+            unsure[:, None, None],
+            self.macs + unsure * full.macs,
+        )
 
 
-def points_of(bundle: Bundle) -> list[tuple[int, float]]:
-    """The presets, and each size with nothing skipped."""
-    presets = [(preset.size_px, preset.threshold) for preset in bundle.manifest.presets.values()]
-    return list(dict.fromkeys(presets + [(size_px, 0.0) for size_px in bundle.manifest.sizes_px]))
+def points_of(bundle: Bundle) -> list[Choice]:
+    """The presets, each size with nothing skipped, each smaller one in two looks, the full one with patches skipped."""
+    manifest = bundle.manifest
+    presets = [Choice(preset.size_px, preset.threshold, preset.sure) for preset in manifest.presets.values()]
+    once = [Choice(size_px, 0.0) for size_px in manifest.sizes_px]
+    twice = [Choice(size_px, 0.0, SURE) for size_px in manifest.sizes_px[1:]]
+    return list(dict.fromkeys([*presets, *once, *twice, Choice(manifest.full.size_px, SKIPPING)]))
+
+
+def see(engine: OnnxEngine, images: LabelledImages, manifest: Manifest, size_px: int, threshold: float) -> Seen:
+    """Run an engine over images of one size."""
+    parts, graph, gated = [], manifest.graph(size_px), list(manifest.gated_layers)
+    title = f"{size_px} px at {threshold:g}"
+    for pixels, labels in tqdm(images.batches(_BATCH), desc=title, leave=False, mininterval=2):
+        out = engine.infer(pixels.numpy(), np.full(len(pixels), threshold, np.float32))
+        first = out.logits.argmax(1)
+        macs = used_macs(graph, out.kept.sum(-1), threshold > 0).astype(np.float64)
+        parts.append(Seen(first == labels.numpy(), first, softmax(out.logits).max(1), out.kept[:, gated], macs))
+    return Seen(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
 def measure(bundle: Bundle, precision: Precision, data: str, max_images: int) -> dict[str, Any]:
     """Run both engines over the test images of `data`; BundleError where the bundle has no such graphs."""
-    manifest = bundle.manifest
-    named: dict[str, Precision] = {_LOWER: precision, _FULL: "float32"}
-    engines = {name: OnnxEngine(bundle, threads=usable_cpus(), precision=each) for name, each in named.items()}
-    gated = list(manifest.gated_layers)
-    rows, count = [], 0
-    for size_px, threshold in tqdm(points_of(bundle), desc="points"):
+    manifest, points = bundle.manifest, points_of(bundle)
+    full_px = manifest.full.size_px
+    kinds: tuple[Precision, Precision] = (precision, "float32")
+    engines = [OnnxEngine(bundle, threads=usable_cpus(), precision=each) for each in kinds]
+    seen: dict[tuple[int, float], list[Seen]] = {}
+    pairs = [(point.size_px, point.threshold) for point in points]
+    pairs += [(full_px, point.threshold) for point in points if point.sure]
+    count = 0
+    for size_px, threshold in tqdm(dict.fromkeys(pairs), desc="points"):
         images = load_images(data, "test", size_px)
         if images.labels != manifest.labels:
             raise DataError(f"{data} has other classes than the model: {images.labels[:3]} ...")
         if max_images:
             images = images.select(np.arange(min(max_images, len(images))))
-        count, tally = len(images), Tally(size_px, threshold)
-        for pixels, labels in tqdm(images.batches(_BATCH), desc=f"{size_px} px at {threshold:g}", leave=False):
-            limit = np.full(len(pixels), threshold, np.float32)
-            found = {name: engine.infer(pixels.numpy(), limit) for name, engine in engines.items()}
-            first: dict[str, NDArray[np.int64]] = {name: out.logits.argmax(1) for name, out in found.items()}
-            for name, out in found.items():
-                tally.right[name] += (first[name] == labels.numpy()).tolist()
-                tally.macs[name] += used_macs(manifest.graph(size_px), out.kept.sum(-1), threshold > 0).tolist()
-            tally.same_top1 += (first[_LOWER] == first[_FULL]).tolist()
-            same = found[_LOWER].kept[:, gated] == found[_FULL].kept[:, gated]
-            tally.same_decisions += same.mean((1, 2)).tolist()
-        rows.append(tally.row(manifest.full.dense_macs))
+        count = len(images)
+        seen[size_px, threshold] = [see(engine, images, manifest, size_px, threshold) for engine in engines]
+    rows = []
+    for point in points:
+        lower, full = seen[point.size_px, point.threshold]
+        if point.sure:
+            second = seen[full_px, point.threshold]
+            lower, full = (one.again(two, point.sure) for one, two in zip((lower, full), second, strict=True))
+        rows.append(row_of(point, lower, full, manifest.full.dense_macs))
     return {
         "data": source_name(data),
         "images": count,
         "version": manifest.version,
-        "provider": engines[_LOWER].execution.providers[0],
+        "provider": engines[0].execution.providers[0],
         "rows": rows,
+    }
+
+
+def row_of(point: Choice, lower: Seen, float32: Seen, dense_macs: int) -> dict[str, Any]:
+    """Both precisions at one point, as the manifest has it."""
+    return {
+        **point._asdict(),
+        "images": len(lower.right),
+        "top1": round(float(lower.right.mean()), 4),
+        "float32_top1": round(float(float32.right.mean()), 4),
+        "same_top1": round(float((lower.first == float32.first).mean()), 4),
+        "same_decisions": round(float((lower.kept == float32.kept).mean()), 4),
+        "macs_ratio": round(float(lower.macs.mean()) / dense_macs, 4),
+        "float32_macs_ratio": round(float(float32.macs.mean()) / dense_macs, 4),
     }
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows for a person."""
-    lines = ["  px threshold       top-1  float32  same top-1  same decisions       MACs  float32"]
+    lines = ["  px threshold  sure       top-1  float32  same top-1  same decisions       MACs  float32"]
     for row in rows:
         lines.append(
-            f"{row['size_px']:4d} {row['threshold']:9.2f} {100 * row['top1']:10.2f}% {100 * row['float32_top1']:7.2f}% "
+            f"{row['size_px']:4d} {row['threshold']:9.2f} {row['sure']:5.2f} "
+            f"{100 * row['top1']:10.2f}% {100 * row['float32_top1']:7.2f}% "
             f"{100 * row['same_top1']:10.2f}% {100 * row['same_decisions']:14.2f}% {100 * row['macs_ratio']:9.1f}% "
             f"{100 * row['float32_macs_ratio']:7.1f}%"
         )

@@ -2,9 +2,9 @@
 
     python -m export.rival_accuracy --bundle models/zoo/NAME --data DATA --out models/zoo/NAME/rival-accuracy.json
 
-Measured are token merging, the dense graphs in int8 and, where the CPU computes in it, OpenVINO in bf16; of ours two
-looks. The others compute what the float32 graph computes at threshold 0, whose accuracy the bundle has.
-`export.benchmark` reads both.
+Measured are token merging, the dense graphs in int8 and, where the CPU computes in it, OpenVINO in bf16. The others
+compute what the float32 graph computes at threshold 0, whose accuracy the bundle has, as it has that of our own in two
+looks and in int8. `export.benchmark` reads all of it.
 """
 
 from __future__ import annotations
@@ -13,17 +13,15 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-import torch
 from tqdm import tqdm
 
-from export.bundle import EVALUATION
-from export.rivals import TWICE, Rival, exported_rivals, twice
+from export.rivals import Rival, exported_rivals
+from export.source import EVALUATION
 from export.to_onnx import ExportError
 from models.checkpoint import CheckpointError
 from models.data import DataError, LabelledImages, load_images, source_name
@@ -48,28 +46,14 @@ def images_of(bundle: Bundle, data: str, max_images: int) -> dict[int, LabelledI
     return {size_px: found.select(np.arange(count[size_px])) for size_px, found in images.items()}
 
 
-def _inexact(bundle: Bundle) -> list[Rival]:
-    threads = usable_cpus()
-    ours = [
-        rival
-        for precision in TWICE
-        if precision in bundle.manifest.served
-        for rival in twice(bundle, precision, threads)
-    ]
-    return [*exported_rivals(bundle, threads), *ours]
-
-
 def measure(rivals: Sequence[Rival], images: Mapping[int, LabelledImages]) -> list[dict[str, Any]]:
     """Ask every rival that isn't exact about the images of its size: one row each."""
-    rows, full_px = [], max(images)
+    rows = []
     for rival in tqdm([each for each in rivals if not each.exact], desc="rivals"):
         right: list[bool] = []
-        shown = images[rival.size_px].batches(_BATCH)
-        full = images[full_px].batches(_BATCH) if rival.second else repeat((torch.empty(0), None))
-        for (pixels, truth), (second, _) in zip(
-            tqdm(shown, desc=f"{rival.name}, {rival.size_px} px", leave=False, mininterval=2), full, strict=False
-        ):
-            right += (rival.answer(pixels.numpy(), second.numpy()).logits.argmax(1) == truth.numpy()).tolist()
+        title = f"{rival.name}, {rival.size_px} px"
+        for pixels, truth in tqdm(images[rival.size_px].batches(_BATCH), desc=title, leave=False, mininterval=2):
+            right += (rival.run(pixels.numpy()).logits.argmax(1) == truth.numpy()).tolist()
         rows.append({"rival": rival.name, "size_px": rival.size_px, "top1": round(float(np.mean(right)), 4)})
     return rows
 
@@ -77,15 +61,17 @@ def measure(rivals: Sequence[Rival], images: Mapping[int, LabelledImages]) -> li
 def known(bundle: Bundle) -> Callable[[Rival], float | None]:
     """Top-1 of a rival on the test images, as the bundle's files have it; None where nobody measured it."""
     evaluation = json.loads((bundle.path / EVALUATION).read_text())
-    exact = {(row["size_px"], row["threshold"]): row["top1"] for row in evaluation["rows"]}
-    int8 = {(point.size_px, point.threshold): point.top1 for point in bundle.manifest.int8}
+    float32 = {(row["size_px"], row["threshold"], 0.0): row["top1"] for row in evaluation["rows"]}
+    float32 |= {(row["size_px"], 0.0, row["sure"]): row["top1"] for row in evaluation["second_looks"]}
+    int8 = {(point.size_px, point.threshold, point.sure): point.top1 for point in bundle.manifest.int8}
     others = {(row["rival"], row["size_px"]): row["top1"] for row in _measured(bundle)}
 
     def accuracy(rival: Rival) -> float | None:
-        if rival.exact:
-            return exact.get((rival.size_px, rival.threshold))
+        point = rival.size_px, rival.threshold, rival.sure
+        if rival.exact or rival.kind == "float32":
+            return float32.get(point)
         if rival.kind == "int8":
-            return int8.get((rival.size_px, rival.threshold))
+            return int8.get(point)
         return others.get((rival.name, rival.size_px))
 
     return accuracy
@@ -121,7 +107,7 @@ def main(argv: list[str] | None = None) -> int:
             "images": len(images[bundle.manifest.full.size_px]),
             "version": bundle.manifest.version,
             "runtime": f"onnxruntime {ort.__version__}",
-            "rows": measure(_inexact(bundle), images),
+            "rows": measure(exported_rivals(bundle, usable_cpus()), images),
         }
     except (ServiceError, CheckpointError, DataError, ExportError, ValueError) as error:
         print(f"export.rival_accuracy: {error}", file=sys.stderr)

@@ -18,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +42,7 @@ from models.merging import merged_macs
 from models.preprocessing import normalise
 from models.pruned_vit import PrunedViT, UnsupportedModel
 from service.artifact import Bundle, Precision
+from service.budget import Choice
 from service.execution import CPU, Execution, session_options
 from service.macs import used_macs
 from service.onnx_engine import OnnxEngine
@@ -48,12 +50,9 @@ from service.results import softmax
 
 DENSE, DENSE_INT8, MERGING = "dense", "dense-int8", "merging"
 TIMM, COMPILED, OPENVINO = "timm", "timm-compiled", "openvino"
-TWICE: dict[Precision, str] = {"float32": "float32-twice", "int8": "int8-twice"}  # ours in two looks
-SURE = 0.5  # probability that is enough: more likely than not; nobody tuned it
 MERGES = 4  # token merging is run at as many numbers of patches merged in each layer
 
 Pixels = NDArray[np.uint8]
-Point = tuple[int, float]  # input size in px, threshold
 _ALIKE = np.zeros((0, 0, 0), np.bool_)
 
 
@@ -62,20 +61,21 @@ class Answer(NamedTuple):
 
     logits: NDArray[np.float32]  # (B, classes)
     kept: NDArray[np.bool_] = _ALIKE  # (B, L, P); empty where every image costs the same
-    second_looks: int = 0  # images
+    kept_again: NDArray[np.bool_] = _ALIKE  # (images that were looked at again, L, P)
 
 
 @dataclass(frozen=True)
 class Rival:
     """One contender at one input size."""
 
-    kind: str  # one of the above; `float32`, `int8` and those of TWICE are ours
+    kind: str  # one of the above; `float32` and `int8` are ours
     name: str  # for a person; unique together with size and threshold
     size_px: int
     macs: Callable[[Answer], float]  # of an image, mean over the batch
     run: Callable[[Pixels], Answer]  # (B, size_px, size_px, 3) RGB
     exact: bool = False  # the same function as our float32 graph at this size and threshold, up to rounding
     threshold: float = 0.0
+    sure: float = 0.0  # above 0: two looks
     second: Callable[[Answer, Pixels], Answer] | None = None  # from the first answer and the images at the full size
 
     def answer(self, images: Pixels, full: Pixels) -> Answer:
@@ -84,13 +84,13 @@ class Rival:
         return first if self.second is None else self.second(first, full)
 
 
-def all_rivals(bundle: Bundle, points: Mapping[Precision, Sequence[Point]], threads: int) -> list[Rival]:
+def all_rivals(bundle: Bundle, points: Mapping[Precision, Sequence[Choice]], threads: int) -> list[Rival]:
     """Every rival, the dense float32 graph at the full size first; ours at `points`. A minute or more of exports."""
     torch.set_num_threads(threads)
     model, macs = checkpoint.load(bundle.path), bundle.manifest.full.timm_forward_macs
     found = [*exported_rivals(bundle, threads), timm_eager(model, macs), *timm_compiled(model, macs)]
     for precision, chosen in points.items():
-        found += [*ours(bundle, precision, chosen, threads), *twice(bundle, precision, threads)]
+        found += ours(bundle, precision, chosen, threads)
     return found
 
 
@@ -211,48 +211,43 @@ def openvino_dense(file: Path, size_px: int, macs: int, threads: int) -> list[Ri
     return [Rival(OPENVINO, f"OpenVINO, dense {precision}", size_px, constant(macs), run, precision == "f32")]
 
 
-def ours(bundle: Bundle, precision: Precision, points: Sequence[Point], threads: int) -> list[Rival]:
-    """The served engine at several points."""
+def ours(bundle: Bundle, precision: Precision, points: Sequence[Choice], threads: int) -> list[Rival]:
+    """The served engine at several points, in one look or two."""
     if not points:
         return []
-    engine = OnnxEngine(bundle, threads=threads, precision=precision)
+    engine, manifest = OnnxEngine(bundle, threads=threads, precision=precision), bundle.manifest
+    full = manifest.full
 
-    def rival(size_px: int, threshold: float) -> Rival:
-        def run(images: Pixels) -> Answer:
-            return Answer(*engine.infer(images, np.full(len(images), threshold, np.float32)))
+    def infer(images: Pixels, threshold: float) -> Answer:
+        return Answer(*engine.infer(images, np.full(len(images), threshold, np.float32)))
 
+    def once(size_px: int, threshold: float) -> Rival:
         def macs(answer: Answer) -> float:
-            return float(used_macs(bundle.manifest.graph(size_px), answer.kept.sum(-1), threshold > 0).mean())
+            return float(used_macs(manifest.graph(size_px), answer.kept.sum(-1), threshold > 0).mean())
 
+        run = partial(infer, threshold=threshold)
         return Rival(precision, f"skipvit {precision}", size_px, macs, run, precision == "float32", threshold)
 
-    return [rival(*point) for point in points]
+    def twice(size_px: int, threshold: float, sure: float) -> Rival:
+        def look_again(first: Answer, images: Pixels) -> Answer:
+            again = softmax(first.logits).max(1) < sure
+            if not again.any():
+                return first
+            second, logits = infer(images[again], threshold), first.logits.copy()
+            logits[again] = second.logits
+            return Answer(logits, first.kept, second.kept)
 
-
-def twice(bundle: Bundle, precision: Precision, threads: int) -> list[Rival]:
-    """The served engine in two looks at threshold 0, from every size but the full one."""
-    engine, manifest = OnnxEngine(bundle, threads=threads, precision=precision), bundle.manifest
-
-    def infer(images: Pixels) -> Answer:
-        return Answer(*engine.infer(images, np.zeros(len(images), np.float32)))
-
-    def second(first: Answer, full: Pixels) -> Answer:
-        again = softmax(first.logits).max(1) < SURE
-        if not again.any():
-            return first
-        logits = first.logits.copy()
-        logits[again] = infer(full[again]).logits
-        return first._replace(logits=logits, second_looks=int(again.sum()))
-
-    def rival(size_px: int) -> Rival:
         def macs(answer: Answer) -> float:
-            share = answer.second_looks / len(answer.logits)
-            return manifest.graph(size_px).dense_macs + share * manifest.full.dense_macs
+            looks = ((manifest.graph(size_px), answer.kept), (full, answer.kept_again))
+            spent = sum(
+                float(used_macs(graph, kept.sum(-1), threshold > 0).sum()) for graph, kept in looks if len(kept)
+            )
+            return spent / len(answer.logits)
 
-        name = f"skipvit {precision}, two looks"
-        return Rival(TWICE[precision], name, size_px, macs, infer, second=second)
+        name, run = f"skipvit {precision}, two looks", partial(infer, threshold=threshold)
+        return Rival(precision, name, size_px, macs, run, threshold=threshold, sure=sure, second=look_again)
 
-    return [rival(size_px) for size_px in manifest.sizes_px[1:]]
+    return [twice(*point) if point.sure else once(*point[:2]) for point in points]
 
 
 def session(file: Path, threads: int) -> ort.InferenceSession:

@@ -2,7 +2,7 @@
 
     python3 k8s/capacity.py --price-per-core-hour 0.04
 
-Speed is `make bench`'s, accuracy `make evaluate`'s; pods compute for the share of time that the autoscaler aims at.
+Speed and accuracy are `make bench`'s; pods compute for the share of time that the autoscaler aims at.
 Only the engine is counted: large photos take their time to decode, too, on the same cores.
 """
 
@@ -26,8 +26,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--busy", type=float, default=0.7, help="share of time in which a pod computes")
     parser.add_argument("--cores", type=int, default=2, help="cores of a pod")
     arguments = parser.parse_args(argv)
-    bench, evaluation, manifest = (
-        json.loads((arguments.bundle / f"{name}.json").read_text()) for name in ("benchmark", "evaluation", "manifest")
+    bench, manifest = (
+        json.loads((arguments.bundle / f"{name}.json").read_text()) for name in ("benchmark", "manifest")
     )
     print(
         f"| preset | precision | top-1 | images/s a core | requests/s a pod of {arguments.cores} "
@@ -35,21 +35,21 @@ def main(argv: list[str] | None = None) -> int:
     )
     print("|---|---|---|---|---|---|")
     for name, point in manifest["presets"].items():
-        for precision, accuracy in (("float32", evaluation["rows"]), ("int8", manifest["int8"])):
+        for precision in ("float32", "int8"):
             timed = _row(bench["rows"], point, batch_size=BATCH_SIZE, precision=precision)
             core_images_s = timed["images_s"] / bench["machine"]["threads"]
             used_images_s = core_images_s * arguments.busy
             cost = 1e6 / used_images_s / 3600 * arguments.price_per_core_hour
             print(
-                f"| {name} | {precision} | {_row(accuracy, point)['top1']:.1%} | {core_images_s:.1f} "
+                f"| {name} | {precision} | {timed['accuracy']:.1%} | {core_images_s:.1f} "
                 f"| {used_images_s * arguments.cores:.0f} | {cost:.2f} |"
             )
     return 0
 
 
 def _row(rows: list[dict[str, Any]], point: dict[str, Any], **more: Any) -> dict[str, Any]:
-    """A table's line for a preset's input size and threshold."""
-    wanted = {"size_px": point["size_px"], "threshold": point["threshold"]} | more
+    """A table's line for a preset."""
+    wanted = point | more
     (found,) = [row for row in rows if all(row.get(name) == value for name, value in wanted.items())]
     result: dict[str, Any] = found
     return result

@@ -6,8 +6,9 @@
 A checkpoint is run by torch, a bundle by the served engine (its graphs in ONNX Runtime). Columns: mean patches skipped
 (over images and gated layers), MACs saved against the dense model at the full size, top-1 and top-5 accuracy, and, for
 a checkpoint, how often the gates' decisions agree with the cosine labels of the dense forward. A star marks the
-frontier: rows that no cheaper one equals. Writes --out (JSON, per-layer figures too) and --predictions (NPZ, one answer
-for each image and row); the last line of the output is one JSON object.
+frontier: rows that no cheaper one equals. Below: two looks, a smaller size first and the full one where the first label
+is less probable than `sure`. Writes --out (JSON, per-layer figures too) and --predictions (NPZ, one answer for each
+image and row); the last line of the output is one JSON object.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from models.labels import keep_labels
 from models.macs import shape_of, used_macs
 from models.preprocessing import normalise
 from models.pruned_vit import Execution, PrunedViT
+from models.second_look import in_words, lost_error, second_looks
 
 # What is evaluated: pixels (B, S, S, 3) uint8, thresholds (B,) -> logits (B, classes), kept (B, L, P) bool.
 Answers = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -235,6 +237,9 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, NDAr
             workers=options.workers,
             served=served,
         )
+    found = [tally.predictions() for tally in tallies]
+    predictions = {name: np.stack([each[name] for each in found]) for name in found[0]}  # (rows, images)
+    predictions |= {"label": labels, "point": np.array([(tally.size_px, tally.threshold) for tally in tallies])}
     result = {
         "data": source_name(options.data),
         "split": options.split,
@@ -250,10 +255,21 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, NDAr
         "runtime": runtime,
         "rows": [tally.row() for tally in tallies],
     }
-    found = [tally.predictions() for tally in tallies]
-    predictions = {name: np.stack([each[name] for each in found]) for name in found[0]}  # (rows, images)
-    points = np.array([(tally.size_px, tally.threshold) for tally in tallies])
-    return result, predictions | {"label": labels, "point": points}
+    return compared(result, predictions), predictions
+
+
+def compared(result: dict[str, Any], predictions: dict[str, NDArray[Any]]) -> dict[str, Any]:
+    """The result with what takes every image's answers: what two looks give, and the standard error of points lost."""
+    points, right = predictions["point"], predictions["answer"] == predictions["label"]
+    full = np.flatnonzero((points == (result["image_size_px"], 0.0)).all(1))
+    if not len(full):  # nothing to compare with
+        return result | {"second_looks": []}
+    rows = [
+        row | {"lost_error": round(lost_error(own, right[full[0]]), 5)}
+        for row, own in zip(result["rows"], right, strict=True)
+    ]
+    twice = second_looks(points, right, predictions["probability"], predictions["macs_ratio"])
+    return result | {"rows": rows, "second_looks": twice}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -266,6 +282,8 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     print(table(result["rows"]))
     print(layer_table(result["rows"], tuple(result["gated_layers"])))
+    if result["second_looks"]:
+        print(in_words(result["second_looks"]))
     if options.out:
         options.out.write_text(json.dumps(result, indent=1) + "\n")
     if options.predictions:

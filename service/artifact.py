@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from service.errors import BundleError
 
-SCHEMA_VERSION: Final = 3
+SCHEMA_VERSION: Final = 4
 MANIFEST = "manifest.json"
 
 Ratio = Annotated[float, Field(ge=0)]
@@ -86,25 +86,40 @@ class CalibrationPoint(_Frozen):
     accuracy: Share
 
 
+class SecondLookPoint(_Frozen):
+    """What two looks cost and score on the same images: the full size wherever a smaller one isn't sure; threshold 0.
+
+    No gate runs, so they take the dense model's time for their MACs.
+    """
+
+    size_px: int  # of the first look
+    sure: Share  # least probability of the first label that is enough
+    looked_again: Share  # of the images
+    macs_ratio: Ratio  # mean, of both looks, of the dense MACs at the full size
+    accuracy: Share
+
+
 class PrecisionPoint(_Frozen):
     """A lower precision beside float32 at one pair of input size and threshold, on the same test images."""
 
     size_px: int
     threshold: Share
+    sure: Share = 0.0  # above 0: two looks
     images: int = Field(gt=0)
     top1: Share
     float32_top1: Share
     same_top1: Share  # of the images: both give the same first label
-    same_decisions: Share  # of all decisions on a patch in a gated layer
+    same_decisions: Share  # of all decisions on a patch in a gated layer; of two looks, on whether to look again
     macs_ratio: Ratio
     float32_macs_ratio: Ratio
 
 
 class Preset(_Frozen):
-    """A named pair of input size and threshold."""
+    """A named pair of input size and threshold, and when to look again at the full size."""
 
     size_px: int
     threshold: Share
+    sure: Share = 0.0  # least probability of the first label that is enough; 0: one look
 
 
 class Evaluation(_Frozen):
@@ -127,7 +142,7 @@ class Origin(_Frozen):
 class Manifest(_Frozen):
     """`manifest.json`."""
 
-    schema_version: Literal[3]
+    schema_version: Literal[4]
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     version: str
     architecture: str  # the timm model name
@@ -142,6 +157,7 @@ class Manifest(_Frozen):
     masked_graph: str
     presets: dict[Literal["full", "balanced", "economy"], Preset]
     calibration: tuple[CalibrationPoint, ...]
+    second_looks: tuple[SecondLookPoint, ...] = ()
     evaluation: Evaluation
     int8: tuple[PrecisionPoint, ...] = ()
     float16: tuple[PrecisionPoint, ...] = ()

@@ -1,8 +1,9 @@
-"""From what the caller wants to spend to an input size and a threshold. Pure; knows the calibration table, no HTTP.
+"""From what the caller wants to spend to input size, threshold and looks. Pure; knows the calibration, no HTTP.
 
-The table holds, for pairs of input size and threshold, the mean shares of the full dense MACs and of the dense model's
-time, and the accuracy. Between two neighbouring thresholds of one size all are taken as linear, and so is the threshold
-that meets a share. Callers buy MACs, which mean the same everywhere; load and deadlines are about time.
+The manifest's tables hold the mean shares of the full dense MACs and of the dense model's time, and the accuracy: for
+pairs of input size and threshold, and for two looks at an image by the probability that is enough. Between two
+neighbours of one size all are taken as linear, and so is the threshold, or the probability, that meets a share. Callers
+buy MACs, which mean the same everywhere; load and deadlines are about time.
 """
 
 from __future__ import annotations
@@ -19,65 +20,83 @@ from service.settings import PresetName
 
 
 class Choice(NamedTuple):
-    """What the engine gets for one request."""
+    """What one request runs with: a pair for the engine, and when an image is looked at again at the full size."""
 
     size_px: int
     threshold: float
+    sure: float = 0.0  # least probability of the first label that is enough; 0: one look
 
 
 class Expected(NamedTuple):
-    """What an image at one pair is expected to take, as shares of the dense model's at the full size, and to score."""
+    """What an image is expected to take, as shares of the dense model's at the full size, and to score."""
 
     macs_ratio: float
     time_ratio: float
     accuracy: float
 
 
-def expected(manifest: Manifest, size_px: int, threshold: float) -> Expected:
-    """What the table says of a pair, on average.
+def expected(manifest: Manifest, size_px: int, threshold: float, sure: float = 0.0) -> Expected:
+    """What the tables say of a choice, on average.
 
-    Linear between the table's thresholds, the nearest one's beyond them; without a table all patches are counted.
+    Linear between the table's thresholds, the nearest one's beyond them; without a table all patches are counted. Of
+    two looks at other thresholds than 0 the accuracy isn't known.
     """
-    known = _known(manifest, Choice(size_px, threshold))
+    once = _expected_once(manifest, size_px, threshold)
+    full_px = manifest.full.size_px
+    if not sure or size_px == full_px:
+        return once
+    full = _expected_once(manifest, full_px, threshold)
+    again, accuracy = _looked_again(manifest, size_px, sure)
+    return Expected(
+        once.macs_ratio + again * full.macs_ratio,
+        once.time_ratio + again * full.time_ratio,
+        math.nan if threshold else accuracy,
+    )
+
+
+def cheaper(manifest: Manifest, choice: Choice, share: float, *, size_px: int | None = None) -> Choice:
+    """The most accurate choice within the share `share` of the full dense time, or `choice` if that takes no longer.
+
+    Args:
+        size_px: the only input size to look at, for images that come at a size; None looks at all, and twice as well.
+    """
+    lines = _lines_of_one_look(manifest, _time, size_px)
+    if size_px is None:
+        lines += _lines_of_two_looks(manifest)
+    if not lines:
+        return choice
+    found = _best(lines, share)
+    return found if expected(manifest, *found).time_ratio < expected(manifest, *choice).time_ratio else choice
+
+
+def dominates(manifest: Manifest, choice: Choice, other: Choice) -> bool:
+    """Whether one look at `choice` may stand for one at `other`: it spends no less and scores no lower."""
+    if choice.size_px == other.size_px:
+        return choice.threshold <= other.threshold
+    ours, theirs = _known(manifest, *choice[:2]), _known(manifest, *other[:2])
+    if ours is None or theirs is None:
+        return False
+    return ours.macs_ratio >= theirs.macs_ratio and ours.accuracy >= theirs.accuracy
+
+
+def _expected_once(manifest: Manifest, size_px: int, threshold: float) -> Expected:
+    known = _known(manifest, size_px, threshold)
     if known is not None:
         return known
     dense = manifest.graph(size_px).dense_macs / manifest.full.dense_macs
     return Expected(dense, dense, math.nan)
 
 
-def cheaper(manifest: Manifest, choice: Choice, share: float, *, size_px: int | None = None) -> Choice:
-    """The most accurate pair within the share `share` of the full dense time, or `choice` if that takes no longer.
-
-    Args:
-        size_px: the only input size to look at, for images that come at a size; None looks at all.
-    """
-    points = [point for point in manifest.calibration if size_px in (None, point.size_px)]
-    if not points:
-        return choice
-    found = _best(points, share, _time)
-    return found if expected(manifest, *found).time_ratio < expected(manifest, *choice).time_ratio else choice
-
-
-def dominates(manifest: Manifest, choice: Choice, other: Choice) -> bool:
-    """Whether an answer at `choice` may stand for one at `other`: it spends no less and scores no lower."""
-    if choice.size_px == other.size_px:
-        return choice.threshold <= other.threshold
-    ours, theirs = _known(manifest, choice), _known(manifest, other)
-    if ours is None or theirs is None:
-        return False
-    return ours.macs_ratio >= theirs.macs_ratio and ours.accuracy >= theirs.accuracy
-
-
-def _known(manifest: Manifest, choice: Choice) -> Expected | None:
+def _known(manifest: Manifest, size_px: int, threshold: float) -> Expected | None:
     """The table at a pair, interpolated; None if it says nothing about the size."""
-    found = [point for point in manifest.calibration if point.size_px == choice.size_px]
+    found = [point for point in manifest.calibration if point.size_px == size_px]
     points = sorted(found, key=lambda point: point.threshold)
     if not points:
         return None
-    place = bisect_right(points, choice.threshold, key=lambda point: point.threshold)
+    place = bisect_right(points, threshold, key=lambda point: point.threshold)
     lower, upper = points[max(place - 1, 0)], points[min(place, len(points) - 1)]
     width = upper.threshold - lower.threshold
-    share = (choice.threshold - lower.threshold) / width if width > 0 else 0.0
+    share = (threshold - lower.threshold) / width if width > 0 else 0.0
 
     def between(value: Callable[[CalibrationPoint], float]) -> float:
         return value(lower) + share * (value(upper) - value(lower))
@@ -85,10 +104,20 @@ def _known(manifest: Manifest, choice: Choice) -> Expected | None:
     return Expected(between(_macs), between(_time), between(lambda point: point.accuracy))
 
 
-class _Candidate(NamedTuple):
-    accuracy: float
-    cost: float
-    choice: Choice
+def _looked_again(manifest: Manifest, size_px: int, sure: float) -> tuple[float, float]:
+    """The share of images that a second look is due for, and the accuracy of both at threshold 0.
+
+    Linear between the table's probabilities, nobody at 0 and everybody at 1.
+    """
+    known = [(point.sure, point.looked_again, point.accuracy) for point in manifest.second_looks]
+    found = [row for row, point in zip(known, manifest.second_looks, strict=True) if point.size_px == size_px]
+    ends = [_expected_once(manifest, px, 0.0).accuracy for px in (size_px, manifest.full.size_px)]
+    rows = sorted([(0.0, 0.0, ends[0]), *found, (1.0, 1.0, ends[1])])
+    for lower, upper in pairwise(rows):
+        if lower[0] <= sure <= upper[0] and lower[0] < upper[0]:
+            share = (sure - lower[0]) / (upper[0] - lower[0])
+            return lower[1] + share * (upper[1] - lower[1]), lower[2] + share * (upper[2] - lower[2])
+    return rows[-1][1:]
 
 
 def choose(
@@ -98,13 +127,14 @@ def choose(
     compute: float | None = None,
     preset: PresetName | None = None,
     size_px: int | None = None,
+    sure: float | None = None,
     default_preset: PresetName = "balanced",
 ) -> Choice:
-    """The input size and threshold that a request's parameters stand for.
+    """What a request's parameters stand for.
 
     `threshold` runs at `size_px` or at the full size. `compute` finds the best pair, among those of `size_px` if that
-    is given. `preset` is a pair by name. With none of the three the default preset answers; `size_px` alone keeps the
-    default preset's threshold.
+    is given. `preset` is a choice by name. With none of the three the default preset answers; `size_px` alone keeps the
+    default preset's threshold. `sure` is as given, else 0, but for a preset that has its own.
 
     Raises:
         BadParameter: parameters that exclude each other, a size the bundle doesn't have, or no table to solve with.
@@ -116,29 +146,31 @@ def choose(
     if size_px is not None and size_px not in manifest.sizes_px:
         raise BadParameter(f"size: {size_px} is not one of {', '.join(str(size) for size in manifest.sizes_px)}")
     if threshold is not None:
-        return Choice(size_px or manifest.full.size_px, threshold)
+        return Choice(size_px or manifest.full.size_px, threshold, sure or 0.0)
     if compute is not None:
-        return solve(manifest, compute, size_px=size_px)
+        return solve(manifest, compute, size_px=size_px)._replace(sure=sure or 0.0)
     if preset is not None and size_px is not None:
         raise BadParameter("size and preset exclude each other: a preset names its own size")
     found = manifest.presets.get(preset or default_preset)
     if found is None:
         raise BadParameter(f"preset: {manifest.name} has no {preset!r}, only {', '.join(manifest.presets)}")
-    return Choice(size_px or found.size_px, found.threshold)
+    if size_px is not None:
+        return Choice(size_px, found.threshold, sure or 0.0)
+    return Choice(found.size_px, found.threshold, found.sure if sure is None else sure)
 
 
 def solve(manifest: Manifest, compute: float, *, size_px: int | None = None) -> Choice:
-    """The most accurate pair that spends at most the share `compute` of the full dense MACs, on average.
+    """The most accurate pair that spends at most the share `compute` of the full dense MACs, on average, in one look.
 
     Of equally accurate ones the dearer; if none is cheap enough, the cheapest.
 
     Raises:
         BadParameter: the bundle has no calibration for what is asked.
     """
-    points = [point for point in manifest.calibration if size_px in (None, point.size_px)]
-    if not points:
+    lines = _lines_of_one_look(manifest, _macs, size_px)
+    if not lines:
         raise BadParameter("compute: this model has no calibration table for it; use threshold")
-    return _best(points, compute, _macs)
+    return _best(lines, compute)
 
 
 def _macs(point: CalibrationPoint) -> float:
@@ -149,24 +181,48 @@ def _time(point: CalibrationPoint) -> float:
     return point.time_ratio
 
 
-def _best(points: list[CalibrationPoint], share: float, cost: Callable[[CalibrationPoint], float]) -> Choice:
-    candidates = list(_within(points, share, cost))
+class _Candidate(NamedTuple):
+    accuracy: float
+    cost: float
+    choice: Choice
+
+
+_Line = list[_Candidate]  # neighbours, between which all is linear
+
+
+def _lines_of_one_look(
+    manifest: Manifest, cost: Callable[[CalibrationPoint], float], size_px: int | None
+) -> list[_Line]:
+    found: dict[int, _Line] = {}
+    for point in sorted(manifest.calibration, key=lambda point: point.threshold):
+        if size_px in (None, point.size_px):
+            candidate = _Candidate(point.accuracy, cost(point), Choice(point.size_px, point.threshold))
+            found.setdefault(point.size_px, []).append(candidate)
+    return list(found.values())
+
+
+def _lines_of_two_looks(manifest: Manifest) -> list[_Line]:
+    found: dict[int, _Line] = {}
+    for point in sorted(manifest.second_looks, key=lambda point: point.sure):
+        candidate = _Candidate(point.accuracy, point.macs_ratio, Choice(point.size_px, 0.0, point.sure))
+        found.setdefault(point.size_px, []).append(candidate)
+    return list(found.values())
+
+
+def _best(lines: list[_Line], limit: float) -> Choice:
+    """The most accurate choice within a cost, the cheapest if none is; of equally accurate ones the dearer."""
+    candidates = [candidate for line in lines for candidate in _within(line, limit)]
     if not candidates:
-        cheapest = min(points, key=cost)
-        return Choice(cheapest.size_px, cheapest.threshold)
+        return min((candidate for line in lines for candidate in line), key=lambda candidate: candidate.cost).choice
     return max(candidates).choice
 
 
-def _within(
-    points: list[CalibrationPoint], limit: float, cost: Callable[[CalibrationPoint], float]
-) -> Iterator[_Candidate]:
-    for point in points:
-        if cost(point) <= limit:
-            yield _Candidate(point.accuracy, cost(point), Choice(point.size_px, point.threshold))
-    by_threshold = sorted(points, key=lambda point: (point.size_px, point.threshold))
-    for lower, upper in pairwise(by_threshold):
-        if lower.size_px == upper.size_px and cost(upper) < limit < cost(lower):
-            share = (cost(lower) - limit) / (cost(lower) - cost(upper))
-            threshold = lower.threshold + share * (upper.threshold - lower.threshold)
-            accuracy = lower.accuracy + share * (upper.accuracy - lower.accuracy)
-            yield _Candidate(accuracy, limit, Choice(lower.size_px, threshold))
+def _within(line: _Line, limit: float) -> Iterator[_Candidate]:
+    yield from (candidate for candidate in line if candidate.cost <= limit)
+    for one, next_one in pairwise(line):
+        cheap, dear = sorted((one, next_one), key=lambda candidate: candidate.cost)
+        if cheap.cost < limit < dear.cost:
+            share = (limit - cheap.cost) / (dear.cost - cheap.cost)
+            size_px, *knobs = (a + share * (b - a) for a, b in zip(cheap.choice, dear.choice, strict=True))
+            accuracy = cheap.accuracy + share * (dear.accuracy - cheap.accuracy)
+            yield _Candidate(accuracy, limit, Choice(round(size_px), *knobs))

@@ -55,7 +55,7 @@ class AnswerCache:
         choice: Choice,
         compute: Callable[[list[bytes]], Awaitable[list[Answer]]],
     ) -> list[Computed]:
-        """The answers to all images at `choice` or better; `compute` is called for those that nobody has.
+        """The answers to all images at `choice` (one look) or better; `compute` is called for those that nobody has.
 
         Raises:
             whatever `compute` raises; those who wait for the same images then have them computed themselves.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -18,14 +19,14 @@ from service.account import make_account
 from service.artifact import Manifest
 from service.batch import Answer
 from service.body import read_images
-from service.budget import Choice, choose, dominates
+from service.budget import Choice, choose
 from service.cache import Computed
 from service.errors import DeadlinePassed, NotReady, Overloaded
 from service.exchange import Measured, ask, record
 from service.planner import Plan
 from service.results import Receipt, make_receipt
 from service.schemas import SpendQuery
-from service.second_look import Looked, add_macs, merge, unsure
+from service.second_look import Looked, add_macs, falls_short, merge, second_of, unsure
 from service.served_model import ServedModel
 from service.serving import Serving
 
@@ -72,27 +73,26 @@ async def classify_images(
     deadline = request.state.started_s + timeout_s
     model.batcher.check_room(1)  # a full queue refuses before it reads and decodes
     wanted, plan = _plan(serving, model, query, deadline)
-    run = _Run(request, serving, model, plan, deadline)
+    no_cache = draws or _NO_CACHE.search(request.headers.get("cache-control", "")) is not None
+    run = _Run(request, serving, model, deadline, no_cache=no_cache)
     limits = serving.body_limits if max_images is None else serving.body_limits._replace(max_images=max_images)
     try:
         async with asyncio.timeout_at(deadline):  # the loop's clock is `time.monotonic`, as the deadline's is
             encoded = await read_images(request, limits)
-            if model.cache is None or draws or _NO_CACHE.search(request.headers.get("cache-control", "")):
-                first = [Computed(plan.choice, answer) for answer in await run.compute(encoded)]
-            else:
-                first = await model.cache.answers(encoded, plan.choice, run.compute)
-            looked = [Looked(one) for one in first]
-            if query.sure is not None:
-                looked = await run.look_again(encoded, first, query.sure, may_give_up=query.degrade is not False)
+            first = await run.look(encoded, plan.choice._replace(sure=0.0))
+            looked = await run.look_again(encoded, first, plan.choice, may_give_up=query.degrade is not False)
     except TimeoutError:
         raise DeadlinePassed("the deadline passed before the images were received, decoded and answered") from None
     computed = [one.computed for one in looked]
     if query.may_be_lowered_by_load:
         _offer_samples(model, encoded, computed)
-    lowered = [plan.degraded and not dominates(model.manifest, one.choice, wanted) for one in computed]
     return Answered(
         plans=[
-            Plan(one.computed.choice, degraded or one.given_up) for one, degraded in zip(looked, lowered, strict=True)
+            Plan(
+                one.computed.choice,
+                (plan.degraded or one.given_up) and falls_short(model.manifest, one.computed, wanted),
+            )
+            for one in looked
         ],
         computed=computed,
         before=[one.before for one in looked],
@@ -107,7 +107,7 @@ def record_answered(request: Request, serving: Serving, model: ServedModel, answ
     thresholds = [plan.choice.threshold for plan in answered.plans]
     degraded = any(plan.degraded for plan in answered.plans)
     fresh = [receipt for receipt, one in zip(answered.receipts, answered.computed, strict=True) if not one.cached]
-    looks = sum(first is not None for first in answered.before)
+    looks = sum(first is not None for first in answered.before)  # one that a cache had is none: there was no first
     record(serving, model, fresh, thresholds, answered.measured, degraded=degraded, second_looks=looks)
     request.state.account = make_account(
         answered.receipts,
@@ -129,6 +129,7 @@ def _plan(serving: Serving, model: ServedModel, query: SpendQuery, deadline: flo
         compute=query.compute,
         preset=query.preset,
         size_px=query.size,
+        sure=query.sure,
         default_preset=default_preset,
     )
     plan = model.planner.plan(
@@ -143,55 +144,62 @@ def _plan(serving: Serving, model: ServedModel, query: SpendQuery, deadline: flo
 
 
 class _Run:
-    """Decodes images and asks the queue, once for a request; remembers the images and how long decoding took."""
+    """Decodes images and asks the queue, once for a look; remembers the images and how long decoding took."""
 
-    def __init__(self, request: Request, serving: Serving, model: ServedModel, plan: Plan, deadline: float) -> None:
+    def __init__(
+        self, request: Request, serving: Serving, model: ServedModel, deadline: float, *, no_cache: bool
+    ) -> None:
         self._request = request
         self._serving = serving
         self._model = model
-        self._plan = plan
+        self._cache = None if no_cache else model.cache
         self._deadline = deadline
         self.images: list[NDArray[np.uint8]] = []
         self.decode_s = 0.0
 
-    async def compute(self, encoded: Sequence[bytes]) -> list[Answer]:
-        """The answers to images that nobody has computed yet."""
-        self.images, answers = await self._look(encoded, self._plan.choice)
-        return answers
+    async def look(self, encoded: Sequence[bytes], choice: Choice) -> list[Computed]:
+        """The answers of one look, from the cache if it has them."""
+        compute = partial(self._compute, choice)
+        if self._cache is None:
+            return [Computed(choice, answer) for answer in await compute(encoded)]
+        return await self._cache.answers(encoded, choice, compute)
 
     async def look_again(
-        self, encoded: Sequence[bytes], first: Sequence[Computed], sure: float, *, may_give_up: bool
+        self, encoded: Sequence[bytes], first: Sequence[Computed], choice: Choice, *, may_give_up: bool
     ) -> list[Looked]:
-        """The answers at the full size where those of `first` aren't sure, and `first` where they are.
+        """The answers at the full size where those of `first` aren't as sure as `choice` wants, else `first`.
 
         Raises:
             ServiceError: why there can be no second look now, unless `may_give_up`: then the first ones answer.
         """
-        looked = [Looked(one) for one in first]
-        again = unsure(first, sure, self._model.manifest.full.size_px)
+        looked, images = [Looked(one) for one in first], self.images
+        again = unsure(self._model.manifest, first, choice)
         if not again:
             return looked
-        choice = Choice(self._model.manifest.full.size_px, self._plan.choice.threshold)
         try:
             async with asyncio.timeout_at(self._deadline - _REPLY_S if may_give_up else None):
-                images, answers = await self._look([encoded[index] for index in again], choice)
+                second = await self.look([encoded[i] for i in again], second_of(self._model.manifest, choice))
         except (Overloaded, DeadlinePassed, NotReady, TimeoutError):
             if not may_give_up:
                 raise
+            self.images = images
             return [one._replace(given_up=index in again) for index, one in enumerate(looked)]
-        for index, image, answer in zip(again, images, answers, strict=True):
-            looked[index] = merge(first[index], choice, answer)
-            if len(self.images) == len(encoded):  # else a cache had some, and nobody draws
-                self.images[index] = image
+        for index, one in zip(again, second, strict=True):
+            looked[index] = merge(first[index], one)
+        if len(images) == len(encoded) and len(self.images) == len(again):  # else a cache had some, and nobody draws
+            for index, image in zip(again, self.images, strict=True):
+                images[index] = image
+        self.images = images
         return looked
 
-    async def _look(self, encoded: Sequence[bytes], choice: Choice) -> tuple[list[NDArray[np.uint8]], list[Answer]]:
+    async def _compute(self, choice: Choice, encoded: Sequence[bytes]) -> list[Answer]:
+        """The answers to images that nobody has computed yet; leaves them decoded in `images`."""
         started_s = self._serving.now()
         interpolation = self._model.manifest.preprocessing.interpolation
-        images = await self._serving.decoders.decode(encoded, choice.size_px, interpolation)
+        self.images = await self._serving.decoders.decode(encoded, choice.size_px, interpolation)
         self.decode_s += self._serving.now() - started_s
-        thresholds = [choice.threshold] * len(images)
-        return images, await ask(self._request, self._model, images, thresholds, self._deadline)
+        thresholds = [choice.threshold] * len(encoded)
+        return await ask(self._request, self._model, self.images, thresholds, self._deadline)
 
 
 def _receipt(manifest: Manifest, looked: Looked) -> Receipt:
@@ -204,7 +212,7 @@ def _receipt(manifest: Manifest, looked: Looked) -> Receipt:
 
 def _offer_samples(model: ServedModel, encoded: Sequence[bytes], computed: Sequence[Computed]) -> None:
     """Let the quality guard choose among the answers that had less than full compute."""
-    full = (model.manifest.full.size_px, 0.0)
+    full = Choice(model.manifest.full.size_px, 0.0)
     for image, one in zip(encoded, computed, strict=True):
         if one.choice != full and not one.cached:
             model.guard.offer(image, int(one.answer.logits.argmax()))

@@ -15,7 +15,7 @@ from service.controller import Controller
 from service.errors import DeadlinePassed, Overloaded
 from service.settings import PresetName
 
-_RUNGS = 8  # cheaper pairs tried for a deadline
+_RUNGS = 8  # cheaper choices tried for a deadline
 
 
 class Forecast(Protocol):
@@ -78,7 +78,7 @@ class Planner:
         images: int = 1,
         size_px: int | None = None,
     ) -> Plan:
-        """The pair of input size and threshold to run at.
+        """What to run with.
 
         Args:
             wanted: what the request asked for.
@@ -104,12 +104,12 @@ class Planner:
         return Plan(choice, degraded=choice != wanted)
 
     def _makes(self, choice: Choice, images: int, deadline: float) -> bool:
-        return self._clock() + self._queue.finish_s(*choice, images, deadline) <= deadline
+        return self._clock() + self._queue.finish_s(choice.size_px, choice.threshold, images, deadline) <= deadline
 
     def _in_time(
         self, choice: Choice, share: float, minimum: float, images: int, deadline: float, size_px: int | None
     ) -> Choice | None:
-        """The dearest of a few cheaper pairs that makes the deadline."""
+        """The dearest of a few cheaper choices that makes the deadline; a second look is left to find its room."""
         for rung in range(1, _RUNGS + 1):
             lower = share - rung / _RUNGS * max(0.0, share - minimum)
             found = cheaper(self._manifest, choice, lower, size_px=size_px)
@@ -119,13 +119,13 @@ class Planner:
 
     def _refusal(self, choice: Choice, images: int, deadline: float) -> Overloaded | DeadlinePassed:
         left_s = deadline - self._clock()
-        alone_s = self._queue.run_s(*choice, images)
+        alone_s = self._queue.run_s(choice.size_px, choice.threshold, images)
         if alone_s > left_s:
             return DeadlinePassed(
                 f"the deadline leaves {left_s * 1e3:.0f} ms; inference alone takes about {alone_s * 1e3:.0f} ms: "
                 "allow more time, ask for less compute, or allow it with degrade=true"
             )
-        wait_s = self._queue.finish_s(*choice, images, deadline)
+        wait_s = self._queue.finish_s(choice.size_px, choice.threshold, images, deadline)
         return Overloaded(
             f"the deadline leaves {left_s * 1e3:.0f} ms and the answer would take about {wait_s * 1e3:.0f} ms; "
             "try again later, or allow less compute with degrade=true",

@@ -48,10 +48,10 @@ class SpendQuery(BaseModel):
             le=1,
             allow_inf_nan=False,
             description="Share of the dense MACs at the full size to spend on average; solved with the calibration "
-            "table to the most accurate pair of input size and threshold.",
+            "table to the most accurate pair of input size and threshold, for one look.",
         ),
     ] = None
-    preset: Annotated[PresetName | None, Field(description="A named pair of input size and threshold.")] = None
+    preset: Annotated[PresetName | None, Field(description="An input size, a threshold and `sure`, by name.")] = None
     sure: Annotated[
         float | None,
         Field(
@@ -59,7 +59,8 @@ class SpendQuery(BaseModel):
             le=1,
             allow_inf_nan=False,
             description="Least probability of the first label that is enough. Where a look at a smaller input gives "
-            "less, the image is looked at again at the full size, and that answers. Left out, one look is all.",
+            "less, the image is looked at again at the full size, and that answers. Left out, it is the preset's, or "
+            "one look is all.",
         ),
     ] = None
     degrade: Annotated[

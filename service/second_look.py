@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from service.batch import Answer
-from service.budget import Choice
+from service.artifact import Manifest
+from service.budget import Choice, dominates
 from service.cache import Computed
 from service.results import Receipt, softmax
 
@@ -23,21 +23,38 @@ class Looked(NamedTuple):
     given_up: bool = False  # a second look was due, and load or the deadline forbade it
 
 
-def unsure(first: Sequence[Computed], sure: float, full_px: int) -> list[int]:
-    """Which of the answers give no label a probability of at least `sure`, and came from less than the full size."""
+def second_of(manifest: Manifest, choice: Choice) -> Choice:
+    """What a second look runs with."""
+    return Choice(manifest.full.size_px, choice.threshold)
+
+
+def unsure(manifest: Manifest, first: Sequence[Computed], choice: Choice) -> list[int]:
+    """Which answers give no label the probability that `choice` wants, and had less than its second look."""
+    second = second_of(manifest, choice)
     return [
         index
         for index, one in enumerate(first)
-        if one.choice.size_px < full_px and float(softmax(one.answer.logits).max()) < sure
+        if _probability(one) < choice.sure and not dominates(manifest, one.choice, second)
     ]
 
 
-def merge(first: Computed, choice: Choice, answer: Answer) -> Looked:
+def falls_short(manifest: Manifest, one: Computed, wanted: Choice) -> bool:
+    """Whether an answer is less than what `wanted` would have given."""
+    if dominates(manifest, one.choice, second_of(manifest, wanted)):
+        return False
+    return not dominates(manifest, one.choice, wanted) or _probability(one) < wanted.sure
+
+
+def _probability(one: Computed) -> float:
+    """Of the first label."""
+    return float(softmax(one.answer.logits).max())
+
+
+def merge(first: Computed, second: Computed) -> Looked:
     """A second look's answer, which took the time of both."""
-    both = answer._replace(
-        queue_s=first.answer.queue_s + answer.queue_s, inference_s=first.answer.inference_s + answer.inference_s
-    )
-    return Looked(Computed(choice, both), before=first)
+    one, two = first.answer, second.answer
+    both = two._replace(queue_s=one.queue_s + two.queue_s, inference_s=one.inference_s + two.inference_s)
+    return Looked(Computed(second.choice, both, first.cached and second.cached), before=first)
 
 
 def add_macs(receipt: Receipt, first: Receipt) -> Receipt:

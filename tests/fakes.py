@@ -138,7 +138,7 @@ def manifest_document(**changes: Any) -> dict[str, Any]:
     """The manifest as JSON would give it."""
     digest = {"sha256": hashlib.sha256(b"").hexdigest(), "size_bytes": 0}
     document = {
-        "schema_version": 3,
+        "schema_version": 4,
         "name": "fake",
         "version": "1.0.0",
         "architecture": "none",

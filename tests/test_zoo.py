@@ -20,6 +20,7 @@ from models.frontier import frontier
 from models.macs import shape_of, used_macs
 from service import macs as served_macs
 from service.artifact import Bundle, load_bundle
+from service.budget import expected
 from service.errors import InferenceFailed
 from service.onnx_engine import OnnxEngine
 from service.preprocess import resize_crop
@@ -63,8 +64,8 @@ def test_it_knows_the_sample_images(bundle: Bundle, engine: OnnxEngine, images: 
 
 
 def test_int8_costs_what_the_manifest_says(bundle: Bundle, engine: OnnxEngine) -> None:
-    points = {(point.size_px, point.threshold): point for point in bundle.manifest.int8}
-    assert {(preset.size_px, preset.threshold) for preset in bundle.manifest.presets.values()} <= set(points)
+    points = {(point.size_px, point.threshold, point.sure): point for point in bundle.manifest.int8}
+    assert {(one.size_px, one.threshold, one.sure) for one in bundle.manifest.presets.values()} <= set(points)
     for point in points.values():
         assert point.top1 >= point.float32_top1 - 0.01
         assert point.same_top1 >= 0.96
@@ -147,14 +148,17 @@ def test_the_card_says_what_was_measured(bundle: Bundle) -> None:
 
 
 def test_presets_spend_less_and_less_and_are_worth_it(bundle: Bundle) -> None:
-    points = {(point.size_px, point.threshold): point for point in bundle.manifest.calibration}
-    full, balanced, economy = (
-        points[preset.size_px, preset.threshold]
-        for preset in (bundle.manifest.presets[name] for name in ("full", "balanced", "economy"))
-    )
-    assert full.macs_ratio.mean > balanced.macs_ratio.mean > economy.macs_ratio.mean
+    presets = [bundle.manifest.presets[name] for name in ("full", "balanced", "economy")]
+    full, balanced, economy = (expected(bundle.manifest, one.size_px, one.threshold, one.sure) for one in presets)
+    assert full.time_ratio > balanced.time_ratio > economy.time_ratio
     assert balanced.accuracy >= full.accuracy - 0.0051
     assert economy.accuracy >= full.accuracy - 0.0151
+    evaluation = json.loads((bundle.path / "evaluation.json").read_text())  # images that nothing was chosen on
+    scored = {(row["size_px"], row["threshold"], 0.0): row["top1"] for row in evaluation["rows"]}
+    scored |= {(row["size_px"], 0.0, row["sure"]): row["top1"] for row in evaluation["second_looks"]}
+    test = [scored[one.size_px, one.threshold, one.sure] for one in presets]
+    assert test[1] >= test[0] - 0.005
+    assert test[2] >= test[0] - 0.015
 
 
 def test_a_run_can_be_ended_and_the_next_one_is_none_the_worse(engine: OnnxEngine, images: NDArray[np.uint8]) -> None:

@@ -22,6 +22,7 @@ const state = {
   mode: "threshold",
   value: { threshold: 0.5, compute: 0.5 },
   size: { threshold: null, compute: ANY_SIZE },
+  sure: 0, // least probability that is enough; below it the full size as well
   shown: null, // the answer on the page
   mark: null, // {value, ratio}: the least compute found with full compute's answer
   layer: 0,
@@ -34,9 +35,9 @@ let asking = false, askAgain = false, settled = 0, player = 0;
 
 // Asking
 
-const queryAt = (value, mode = state.mode, size = state.size[mode]) =>
-  ({ model: state.manifest.name, [mode]: value.toFixed(3), ...(size !== ANY_SIZE && { size }) });
-const fullQuery = () => queryAt(0, "threshold", state.manifest.graphs[0].size_px);
+const queryAt = (value, mode = state.mode, size = state.size[mode], sure = state.sure) =>
+  ({ model: state.manifest.name, [mode]: value.toFixed(3), ...(size !== ANY_SIZE && { size }), ...(sure && { sure }) });
+const fullQuery = () => queryAt(0, "threshold", state.manifest.graphs[0].size_px, 0);
 
 // What the page measures must not be degraded by load. What the reader asks for may be, and is then called so.
 async function askExactly(image, query, signal) {
@@ -78,9 +79,9 @@ async function open(source, name) {
   }
 }
 
-function choose(mode, value, size) {
-  if (mode !== state.mode || size !== state.size[mode]) state.mark = null; // found for another setting
-  state.mode = mode;
+function choose(mode, value, size, sure = state.sure) {
+  if (mode !== state.mode || size !== state.size[mode] || sure !== state.sure) state.mark = null; // found for another setting
+  Object.assign(state, { mode, sure });
   state.value[mode] = value;
   state.size[mode] = size;
   return show();
@@ -124,9 +125,10 @@ function showSetting() {
   say("end-high", byCompute ? "full compute" : "skips more");
   $("size").replaceChildren(...sizes.map((px) => make("option", { value: px, textContent: px === ANY_SIZE ? "best size" : `${px} px` })));
   $("size").value = state.size[mode];
+  $("sure").value = state.sure;
   for (const button of $("presets").children) {
-    const { threshold, size_px: px } = manifest.presets[button.textContent];
-    button.setAttribute("aria-pressed", !byCompute && threshold === value && px === state.size.threshold);
+    const { threshold, size_px: px, sure } = manifest.presets[button.textContent];
+    button.setAttribute("aria-pressed", !byCompute && threshold === value && px === state.size.threshold && sure === state.sure);
   }
   showMark();
 }
@@ -151,7 +153,7 @@ function render() {
 function showSweep() {
   const { results, mode, mark, full, shown } = state, size = state.size[mode];
   const known = [...results.values()]
-    .filter(({ query }) => mode in query && (query.size ?? ANY_SIZE) === size)
+    .filter(({ query }) => mode in query && (query.size ?? ANY_SIZE) === size && (query.sure ?? 0) === state.sure)
     .map((result) => ({ value: +result.query[mode], result }))
     .sort((a, b) => a.value - b.value);
   const label = mode === "threshold" ? `threshold, at ${size} px` : "compute, share of the dense model";
@@ -280,6 +282,8 @@ async function readMetrics() {
   }
 }
 
+const looks = (sure) => (sure ? `below ${percent(sure)}` : "never");
+
 async function start() {
   retry = start;
   try {
@@ -290,8 +294,10 @@ async function start() {
     live.gated = gated;
     view.showModel(state.manifest);
     view.buildStrip(layers, chooseLayer);
-    $("presets").replaceChildren(...Object.entries(presets).map(([preset, { size_px: px, threshold }]) =>
-      make("button", { textContent: preset, title: `${px} px, threshold ${threshold}`, onclick: () => choose("threshold", threshold, px) })));
+    $("presets").replaceChildren(...Object.entries(presets).map(([preset, { size_px: px, threshold, sure }]) =>
+      make("button", { textContent: preset, title: `${px} px, threshold ${threshold}, ${looks(sure)}`, onclick: () => choose("threshold", threshold, px, sure) })));
+    const sures = [...new Set([0, 0.5, ...Object.values(presets).map(({ sure }) => sure)])].sort();
+    $("sure").replaceChildren(...sures.map((sure) => make("option", { value: sure, textContent: looks(sure) })));
     await open("static/samples/fox.png", "fox");
   } catch (error) {
     fail(error);
@@ -324,6 +330,7 @@ on("dragover drop dragleave", document, (event) => {
   else view.showProblem({ title: "No image was dropped", detail: "Drop an image file; this was a link or text." });
 });
 on("input", $("spend"), ({ target }) => choose(state.mode, Number(target.value), state.size[state.mode]));
+on("change", $("sure"), ({ target: { value } }) => choose(state.mode, state.value[state.mode], state.size[state.mode], Number(value)));
 on("change", $("size"), ({ target: { value } }) => choose(state.mode, state.value[state.mode], value === ANY_SIZE ? value : Number(value)));
 for (const radio of document.querySelectorAll("[name=mode]")) {
   on("change", radio, () => choose(radio.value, state.value[radio.value], state.size[radio.value]));

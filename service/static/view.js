@@ -86,7 +86,7 @@ export function showAnswer(here, full) {
   say("answer-note", `${percent(first.probability, 1)}, ${same ? "✓ same as at full compute" : `✗ full compute says ${words(wanted.label)}`}`);
   $("answer-note").className = `small ${same ? "good" : "bad"}`;
   $("degraded").hidden = !here.degraded;
-  say("degraded", `The service is busy and raised the threshold to ${here.threshold.toFixed(2)} for this answer.`);
+  say("degraded", `The service is busy and computed less than asked for this answer: ${here.size_px} px at threshold ${here.threshold.toFixed(2)}.`);
 }
 
 function bar(probability, className) {
@@ -95,12 +95,13 @@ function bar(probability, className) {
   return make("td", {}, [make("div", {}, [drawn, probability === undefined ? "–" : percent(probability, 1)])]);
 }
 
-export function showReceipt({ macs: { used, dense, ratio }, skipped_patches: skipped, size_px: sizePx, threshold }) {
+export function showReceipt({ macs: { used, dense, ratio }, skipped_patches: skipped, size_px: sizePx, threshold, first_look: first }) {
   const giga = (macs) => (macs / 1e9).toFixed(2);
-  const saved = ratio <= 1 ? `${percent(1 - ratio, 1)} saved` : `${percent(ratio - 1, 1)} more, for the gates`;
+  const saved = ratio <= 1 ? `${percent(1 - ratio, 1)} saved` : `${percent(ratio - 1, 1)} more, for the ${first ? "first look" : "gates"}`;
+  const before = first ? `; ${first.size_px} px came first: ${words(first.prediction.label)}, ${percent(first.prediction.probability)}` : "";
   say("here-title", `At ${threshold.toFixed(2)}, ${sizePx} px`);
   say("macs", percent(ratio, 1));
-  say("macs-note", `${saved}, ${giga(used)} of ${giga(dense)} GMACs`);
+  say("macs-note", `${saved}, ${giga(used)} of ${giga(dense)} GMACs${before}`);
   say("patches", `${skipped.mean.toFixed(1)} of ${skipped.patches}`);
   say("patches-note", `mean of the gated layers, ${sizePx} px input`);
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -14,19 +14,23 @@ from PIL import Image
 from export import benchmark, rival_accuracy
 from export.benchmark_plot import draw
 from export.equal_accuracy import compare
+from export.precision import SURE
 from export.rivals import Answer, Rival, constant
 from service.artifact import load_bundle
+from service.budget import Choice
 
 
 def test_presets_sizes_and_thresholds_are_timed_each_once(tiny_bundle: Path) -> None:
     bundle = load_bundle(tiny_bundle)
     points = benchmark.points_of(bundle)
-    presets = {(preset.size_px, preset.threshold) for preset in bundle.manifest.presets.values()}
+    presets = {(preset.size_px, preset.threshold, preset.sure) for preset in bundle.manifest.presets.values()}
     assert len(points) == len(set(points))
-    assert set(points) == presets | {(64, 0.0), (32, 0.0)} | {(64, level) for level in benchmark.THRESHOLDS}
-    assert points[0] == (64, 0.0)
+    sizes, levels = {(64, 0, 0), (32, 0, 0), (32, 0, SURE)}, {(64, level, 0) for level in benchmark.THRESHOLDS}
+    assert set(points) == presets | sizes | levels
+    assert points[0] == Choice(64, 0.0)
     assert benchmark.chosen_points(bundle, None) == {"float32": points}
-    assert benchmark.chosen_points(bundle, "32:0.5") == {"float32": ((32, 0.5),)}
+    asked = (Choice(32, 0.5), Choice(32, 0.0, 0.7))
+    assert benchmark.chosen_points(bundle, "32:0.5,32:0:0.7") == {"float32": asked}
 
 
 @pytest.mark.parametrize(("points", "message"), [("96:0", "no input size 96 px"), ("64", "not enough values")])
@@ -38,7 +42,13 @@ def test_points_that_cant_be_timed_get_one_line_and_exit_2(
     assert message in capsys.readouterr().err.strip().splitlines()[-1]
 
 
-def fake(kind: str, size_px: int, share: int, threshold: float = 0.0) -> Rival:
+def second(first: Answer, full: np.ndarray) -> Answer:
+    """Answers class 1 to images at the full size."""
+    assert full.shape == (len(first.logits), 64, 64, 3)
+    return Answer(np.eye(3, dtype=np.float32)[np.ones(len(full), int)])
+
+
+def fake(kind: str, size_px: int, share: int, threshold: float = 0.0, sure: float = 0.0) -> Rival:
     """Answers class 0 at once; costs `share` of 100 MACs."""
 
     def run(images: np.ndarray) -> Answer:
@@ -46,13 +56,7 @@ def fake(kind: str, size_px: int, share: int, threshold: float = 0.0) -> Rival:
         return Answer(np.eye(3, dtype=np.float32)[np.zeros(len(images), int)])
 
     name = f"{kind} r={share}" if kind == "merging" else kind
-    return Rival(kind, name, size_px, constant(share), run, kind == "dense", threshold)
-
-
-def second(first: Answer, full: np.ndarray) -> Answer:
-    """Answers class 1 to images at the full size."""
-    assert full.shape == (len(first.logits), 64, 64, 3)
-    return Answer(np.eye(3, dtype=np.float32)[np.ones(len(full), int)])
+    return Rival(kind, name, size_px, constant(share), run, kind == "dense", threshold, sure, second if sure else None)
 
 
 EVERYBODY = [
@@ -61,10 +65,10 @@ EVERYBODY = [
     *(fake("merging", 64, share) for share in (80, 60)),
     *(fake(kind, 64, 110) for kind in ("timm", "timm-compiled", "openvino")),
     *(fake(kind, *point) for kind in ("float32", "int8") for point in ((64, 101, 0.0), (64, 70, 0.4), (32, 20, 0.4))),
-    *(fake(kind, 32, 40) for kind in ("float32-twice", "int8-twice")),
+    *(fake(kind, 32, 40, 0.0, 0.6) for kind in ("float32", "int8")),
 ]
 NOTHING = Answer(np.zeros((0, 3), np.float32))
-PRESETS = {"full": (64, 0.0), "balanced": (64, 0.4), "economy": (32, 0.4)}
+PRESETS = {"full": Choice(64, 0.0), "balanced": Choice(64, 0.4), "economy": Choice(32, 0.4)}
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +79,8 @@ def rows() -> list[benchmark.Row]:
 
 
 def test_everybody_gets_a_row_beside_the_dense_model(rows: list[benchmark.Row]) -> None:
-    assert [(row.precision, row.size_px, row.threshold) for row in rows] == [
-        (rival.kind, rival.size_px, rival.threshold) for rival in EVERYBODY
+    assert [(row.precision, row.size_px, row.threshold, row.sure) for row in rows] == [
+        (rival.kind, rival.size_px, rival.threshold, rival.sure) for rival in EVERYBODY
     ]
     assert (rows[0].speedup, rows[0].ideal, rows[0].realised, rows[0].macs_ratio) == (1, 1, 1, 1)
     assert rows[0].images_s == rows[0].dense_images_s
@@ -90,8 +94,8 @@ def test_everybody_gets_a_row_beside_the_dense_model(rows: list[benchmark.Row]) 
 
 
 def test_two_looks_are_compared_by_their_mean_as_most_images_are_looked_at_once() -> None:
-    dense, once, twice = fake("dense", 64, 100), fake("float32", 32, 40), fake("float32-twice", 32, 40)
-    times = {dense: [1.0, 1.0, 1.0], once: [0.5, 0.5, 2.0], replace(twice, second=second): [0.5, 0.5, 2.0]}
+    dense, once, twice = fake("dense", 64, 100), fake("float32", 32, 40), fake("float32", 32, 40, sure=0.6)
+    times = {dense: [1.0, 1.0, 1.0], once: [0.5, 0.5, 2.0], twice: [0.5, 0.5, 2.0]}
     found = benchmark.rows_of(
         {rival: benchmark.Times(seconds, [1.0]) for rival, seconds in times.items()}, 4, lambda _: None, 50.0
     )
@@ -144,9 +148,9 @@ def test_accuracy_comes_from_where_it_was_measured(
     accuracy = rival_accuracy.known(bundle)
     assert accuracy(dense) == expected
     assert accuracy(merging) == found[0]["top1"]
-    twice = replace(fake("float32-twice", 32, 40), second=second)
-    (row,) = rival_accuracy.measure([twice], images)
-    assert row == {"rival": "float32-twice", "size_px": 32, "top1": round(labels.count(1) / 6, 4)}
+    looks = {row["sure"]: row["top1"] for row in evaluation["second_looks"] if row["size_px"] == 32}
+    assert accuracy(fake("float32", 32, 40, sure=0.6)) == looks[0.6]
+    assert accuracy(fake("float32", 32, 40, sure=0.63)) is None
     assert accuracy(fake("merging", 64, 60)) is None
     assert accuracy(fake("int8", 64, 60)) is None
     assert capsys.readouterr().err.count("python -m export.rival_accuracy") == 0

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 
 from export.equal_accuracy import compare, frontier, images_s_at, in_words, speeds
+from service.budget import Choice
 
 POINTS = [(0.90, 50.0), (0.88, 80.0), (0.85, 60.0), (0.80, 120.0)]
 
 
 def row(precision: str, accuracy: float | None, images_s: float, **more: Any) -> dict[str, Any]:
-    at = {"size_px": 112, "threshold": 0.0, "batch_size": 32} | more
+    at = {"size_px": 112, "threshold": 0.0, "sure": 0.0, "batch_size": 32} | more
     return {"precision": precision, "accuracy": accuracy, "images_s": images_s} | at
 
 
@@ -51,7 +52,7 @@ def test_presets_are_compared_in_the_largest_batches_with_rivals_of_their_precis
         (0.90, 50),
         (0.88, 60),
     ]  # from the dense model on; the unmeasured one is left out
-    balanced, small = compare(rows, {"full": (112, 0.0), "balanced": (84, 0.2)})
+    balanced, small = compare(rows, {"full": Choice(112, 0.0), "balanced": Choice(84, 0.2)})
     assert balanced["setting"] == "balanced"
     assert (balanced["precision"], balanced["images_s"], balanced["accuracy"]) == ("float32", 64, 0.89)
     assert balanced["rivals"] == {"dense": 60.0, "merging": 55.0}
@@ -62,13 +63,17 @@ def test_presets_are_compared_in_the_largest_batches_with_rivals_of_their_precis
     assert text.endswith("lower resolution, int8 -")
 
 
-def test_two_looks_are_compared_as_well() -> None:
-    rows = [row("dense", 0.90, 50), row("dense", 0.86, 90, size_px=84), row("float32-twice", 0.88, 95, size_px=84)]
-    (found,) = compare(rows, {"full": (112, 0.0), "balanced": (84, 0.0)})
-    assert (found["setting"], found["precision"], found["images_s"]) == ("two looks from 84 px", "float32", 95)
-    assert found["rivals"] == {"dense": 70.0, "merging": None}
+def test_two_looks_are_compared_as_well_by_the_presets_name_if_it_is_one() -> None:
+    rows = [row("dense", 0.90, 50), row("dense", 0.86, 90, size_px=84), row("float32", 0.86, 92, size_px=84)]
+    rows += [row("float32", 0.88, 95, size_px=84, sure=0.5), row("float32", 0.89, 85, size_px=84, sure=0.6)]
+    assert speeds(rows, "float32") == [(0.86, 92)]
+    assert speeds(rows, "float32", twice=True) == [(0.88, 95), (0.89, 85)]
+    other, balanced = compare(rows, {"full": Choice(112, 0.0), "balanced": Choice(84, 0.0, 0.6)})
+    assert (other["setting"], other["precision"], other["images_s"]) == ("two looks from 84 px", "float32", 95)
+    assert other["rivals"] == {"dense": 70.0, "merging": None}
+    assert (balanced["setting"], balanced["images_s"]) == ("balanced", 85)
 
 
 def test_smaller_batches_play_no_part() -> None:
-    assert compare(ROWS, {"balanced": (84, 0.2)}) == []
+    assert compare(ROWS, {"balanced": Choice(84, 0.2)}) == []
     assert speeds(ROWS, "dense") == [(0.90, 400)]

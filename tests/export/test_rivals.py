@@ -22,17 +22,15 @@ from export.rivals import (
     DENSE_INT8,
     MERGING,
     OPENVINO,
-    SURE,
     TIMM,
-    TWICE,
     Rival,
     all_rivals,
     dense_ranges,
     merges_of,
     openvino_dense,
+    ours,
     session,
     timm_compiled,
-    twice,
     write_dense,
 )
 from export.to_onnx import ExportError
@@ -40,14 +38,18 @@ from models import checkpoint
 from models.checkpoint import at_size
 from models.preprocessing import normalise
 from service.artifact import Bundle, load_bundle
+from service.budget import Choice
+from service.macs import used_macs
 from service.onnx_engine import OnnxEngine
 from service.results import softmax
+
+OURS = [Choice(64, 0.0), Choice(64, 0.5), Choice(32, 0.0, 0.5)]
 
 
 @pytest.fixture(scope="module")
 def rivals(int8_bundle: Bundle) -> list[Rival]:
     """Everybody, at one point of ours in each precision."""
-    return all_rivals(int8_bundle, {"float32": [(64, 0.0), (64, 0.5)], "int8": [(32, 0.5)]}, 1)
+    return all_rivals(int8_bundle, {"float32": OURS, "int8": [Choice(32, 0.5)]}, 1)
 
 
 def pixels(bundle: Bundle, size_px: int, count: int = 3) -> Tensor:
@@ -60,8 +62,8 @@ def test_everybody_is_there_once_dense_first(rivals: list[Rival]) -> None:
     assert keys[0] == (DENSE, "ONNX Runtime, dense", 64, 0.0)
     found = {(kind, size_px) for kind, _, size_px, _ in keys if kind != OPENVINO}
     dense = {(kind, size_px) for kind in (DENSE, DENSE_INT8) for size_px in (64, 32)}
-    ours = {("float32", 64), ("int8", 32)} | {(kind, 32) for kind in TWICE.values()}
-    assert found == dense | ours | {(MERGING, 64), (TIMM, 64), (COMPILED, 64)}
+    own = {("float32", 64), ("float32", 32), ("int8", 32)}
+    assert found == dense | own | {(MERGING, 64), (TIMM, 64), (COMPILED, 64)}
 
 
 @pytest.mark.parametrize("count", [3, 1])
@@ -113,30 +115,32 @@ def test_macs_are_those_of_the_manifest_and_ours_those_of_what_was_kept(
             assert rival.macs(answer) == graph.dense_macs
         elif rival.kind in (TIMM, COMPILED):
             assert rival.macs(answer) == graph.timm_forward_macs
-    full, half = (rival for rival in rivals if rival.kind == "float32")
+    full, half, _ = (rival for rival in rivals if rival.kind == "float32")
     images = pixels(int8_bundle, 64, 8).numpy()
     assert half.macs(half.run(images)) < full.macs(full.run(images))
 
 
-def test_two_looks_are_the_second_one_where_the_first_isnt_sure(tiny_bundle: Path) -> None:
+@pytest.mark.parametrize("threshold", [0.0, 0.5])
+def test_two_looks_are_the_second_one_where_the_first_isnt_sure(threshold: float, tiny_bundle: Path) -> None:
     bundle = load_bundle(tiny_bundle)
     small, full = (pixels(bundle, size_px, 24).numpy() for size_px in (32, 64))
-    (rival,) = twice(bundle, "float32", 1)
-    assert (rival.kind, rival.size_px, rival.exact) == ("float32-twice", 32, False)
-    engine, zeros = OnnxEngine(bundle, threads=1), np.zeros(24, np.float32)
-    one, other = (engine.infer(images, zeros).logits for images in (small, full))
+    (rival,) = ours(bundle, "float32", [Choice(32, threshold, 0.5)], 1)
+    assert (rival.kind, rival.size_px, rival.exact, rival.sure) == ("float32", 32, False, 0.5)
+    engine, limits = OnnxEngine(bundle, threads=1), np.full(24, threshold, np.float32)
+    (one, kept), (other, kept_again) = (engine.infer(images, limits) for images in (small, full))
     for scale, looks in ((1.0, None), (50.0, 0), (0.0, 24)):  # as it is, all sure, none sure
         first = rival.run(small)._replace(logits=scale * one)
         assert rival.second is not None
         found = rival.second(first, full)
-        again = softmax(scale * one).max(1) < SURE
+        again = softmax(scale * one).max(1) < 0.5
         np.testing.assert_allclose(found.logits, np.where(again[:, None], other, scale * one), atol=1e-4)
-        assert found.second_looks == again.sum()
-        assert looks in (None, found.second_looks)
-        dense = [bundle.manifest.graph(size_px).dense_macs for size_px in (32, 64)]
-        assert rival.macs(found) == pytest.approx(dense[0] + again.mean() * dense[1])
+        assert len(found.kept_again) == again.sum()
+        assert looks in (None, len(found.kept_again))
+        spent = used_macs(bundle.manifest.graph(32), kept.sum(-1), threshold > 0)
+        spent += again * used_macs(bundle.manifest.full, kept_again.sum(-1), threshold > 0)
+        assert rival.macs(found) == pytest.approx(spent.mean())
     as_asked = rival.answer(small, full)
-    sure = softmax(one).max(1) >= SURE
+    sure = softmax(one).max(1) >= 0.5
     np.testing.assert_allclose(as_asked.logits, np.where(sure[:, None], one, other), atol=1e-4)
 
 

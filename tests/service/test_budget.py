@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.artifact import Manifest
 from service.budget import Choice, cheaper, choose, expected, solve
 from service.errors import BadParameter
 from tests.fakes import fake_manifest
@@ -114,3 +116,41 @@ def test_load_and_deadlines_look_at_time_not_at_macs() -> None:
     assert cheaper(manifest, Choice(14, 0.0), 0.6) == Choice(14, 0.0)
     assert expected(manifest, 28, 0.25).macs_ratio == pytest.approx(0.8)
     assert expected(manifest, 28, 0.25).time_ratio == pytest.approx(0.975)
+
+
+def looking_twice(**changes: Any) -> Manifest:
+    points = [(14, 0.5, 0.1, 0.5, 0.84), (14, 0.7, 0.2, 0.6, 0.884), (14, 0.9, 0.4, 0.8, 0.90)]
+    names = ("size_px", "sure", "looked_again", "macs_ratio", "accuracy")
+    return fake_manifest(second_looks=[dict(zip(names, point, strict=True)) for point in points], **changes)
+
+
+def test_two_looks_cost_the_first_and_a_share_of_the_second() -> None:
+    manifest = looking_twice()
+    assert expected(manifest, 14, 0.0, 0.7) == pytest.approx((0.6, 0.6, 0.884))
+    assert expected(manifest, 14, 0.0, 0.8) == pytest.approx((0.7, 0.7, 0.892))  # halfway between 0.7 and 0.9
+    assert expected(manifest, 14, 0.0, 1.0) == pytest.approx((1.4, 1.4, 0.90))  # everybody
+    assert expected(manifest, 14, 0.0, 0.25) == pytest.approx((0.45, 0.45, 0.82))  # from nobody to a tenth
+    assert expected(manifest, 28, 0.0, 0.9) == expected(manifest, 28, 0.0)  # there is no larger size
+    other = expected(manifest, 14, 0.5, 0.7)
+    assert other[:2] == pytest.approx((0.2 + 0.2 * 0.6, 0.2 + 0.2 * 0.6))
+    assert math.isnan(other.accuracy)
+
+
+def test_a_preset_may_look_twice_and_sure_is_as_given_else() -> None:
+    manifest = looking_twice(presets={"balanced": {"size_px": 14, "threshold": 0.0, "sure": 0.7}})
+    assert choose(manifest) == choose(manifest, preset="balanced") == Choice(14, 0.0, 0.7)
+    assert choose(manifest, sure=0.0) == Choice(14, 0.0)
+    assert choose(manifest, sure=0.6) == Choice(14, 0.0, 0.6)
+    assert choose(manifest, size_px=14) == Choice(14, 0.0)
+    assert choose(manifest, threshold=0.5, size_px=14, sure=0.6) == Choice(14, 0.5, 0.6)
+    assert choose(manifest, compute=0.6, sure=0.6) == Choice(28, 0.5, 0.6)
+
+
+def test_compute_buys_one_look_and_load_lowers_along_both() -> None:
+    manifest = looking_twice()
+    assert solve(manifest, 0.6) == Choice(28, 0.5)
+    assert cheaper(manifest, Choice(28, 0.0), 0.6) == Choice(14, 0.0, 0.7)  # more accurate than (28, 0.5)
+    assert cheaper(manifest, Choice(28, 0.0), 0.7) == Choice(14, 0.0, pytest.approx(0.8))  # type: ignore[arg-type]
+    assert cheaper(manifest, Choice(14, 0.0, 0.7), 0.45) == Choice(14, 0.0)  # below the cheapest two looks
+    assert cheaper(manifest, Choice(28, 0.0), 0.6, size_px=28) == Choice(28, 0.5)
+    assert cheaper(manifest, Choice(14, 0.0, 0.5), 0.5) == Choice(14, 0.0, 0.5)

@@ -14,9 +14,9 @@ from service.batch import Answer
 from service.budget import Choice
 from service.cache import Computed
 from service.errors import DeadlinePassed, NotReady, Overloaded
-from service.second_look import merge, unsure
+from service.second_look import falls_short, merge, unsure
 from service.settings import Settings
-from tests.fakes import FakeEngine, fake_bundle
+from tests.fakes import FakeEngine, fake_bundle, fake_manifest
 from tests.images import plain
 
 URL = "/v1/classify"
@@ -105,20 +105,81 @@ def test_a_second_look_that_there_is_no_room_for_is_given_up(
     assert answer.status_code == status
 
 
+PRESETS = {name: {"size_px": 14, "threshold": 0.0, "sure": sure} for name, sure in (("balanced", 0.96), ("economy", 0))}
+FEWER = [
+    {"size_px": 14, "sure": sure, "looked_again": again, "macs_ratio": 0.4 + again, "accuracy": 0.8 + again / 5}
+    for sure, again in ((0.5, 0.1), (0.95, 0.3))
+]
+
+
+@pytest.fixture
+def presets() -> Iterator[TestClient]:
+    """A service whose default takes two looks; whose cache is on."""
+    bundle = fake_bundle(presets=PRESETS, second_looks=FEWER)
+    settings = Settings(guard_ratio=0, cache_bytes=1 << 20, min_compute={"balanced": 0.4})
+    engine = FakeEngine()
+    with TestClient(create_app(settings, bundle=bundle, engine=engine)) as client:
+        client.app_state["engine"] = engine
+        yield client
+
+
+def test_a_preset_may_look_twice_and_sure_overrides_it(presets: TestClient) -> None:
+    for query in ({}, {"preset": "balanced"}, {"preset": "economy", "sure": 0.96}):
+        doubtful, certain = ask(presets, DOUBTFUL, CERTAIN, **query, degrade="false")
+        assert (doubtful["size_px"], certain["size_px"]) == (28, 14)
+        assert not doubtful["degraded"]
+    (once,) = ask(presets, plain(8), sure=0)
+    assert once["size_px"] == 14
+    (other,) = ask(presets, plain(9), size=14)
+    assert (other["size_px"], other["threshold"]) == (14, 0)
+
+
+def test_a_second_look_is_cached_and_answers_at_once(presets: TestClient) -> None:
+    (first,) = ask(presets, DOUBTFUL)
+    before = len(sizes(presets))
+    (again,) = ask(presets, DOUBTFUL)
+    assert len(sizes(presets)) == before
+    assert again["cached"]
+    assert (again["size_px"], again["predictions"]) == (28, first["predictions"])
+    assert not again["degraded"]
+    assert 'skipvit_second_looks_total{model="fake"} 1.0' in presets.get("/metrics").text
+
+
+def test_load_looks_again_at_fewer_and_says_so_where_that_made_a_difference(presets: TestClient) -> None:
+    model = presets.app_state["serving"].model()
+    for second in range(1000):  # as if the queue had been too long for minutes
+        model.planner._controller.observe(model.batcher.now() + second, 1e6)
+    model.planner._controller.observe(model.batcher.now() + 1000, 0.15)
+    doubtful, certain = ask(presets, DOUBTFUL, CERTAIN)
+    assert (doubtful["size_px"], doubtful["degraded"]) == (14, True)
+    assert (certain["size_px"], certain["degraded"]) == (14, False)
+
+
 def test_who_is_unsure_by_the_probabilities() -> None:
     def computed(logits: list[float], size_px: int = 14) -> Computed:
         return Computed(Choice(size_px, 0.0), answer(logits))
 
     even, clear = [0.0, 0.0], [0.0, 3.0]  # 0.5, 0.953
-    first = [computed(even), computed(clear), computed(even, 28)]
-    assert unsure(first, 0.5, 28) == []
-    assert unsure(first, 0.51, 28) == [0]
-    assert unsure(first, 1.0, 28) == [0, 1]
+    first, manifest = [computed(even), computed(clear), computed(even, 28)], fake_manifest()
+    assert unsure(manifest, first, Choice(14, 0.0, 0.5)) == []
+    assert unsure(manifest, first, Choice(14, 0.0, 0.51)) == [0]
+    assert unsure(manifest, first, Choice(14, 0.0, 1.0)) == [0, 1]
+
+
+def test_what_falls_short_of_what_was_asked() -> None:
+    even, clear, manifest = answer([0.0, 0.0]), answer([0.0, 3.0]), fake_manifest()
+    asked = Choice(14, 0.0, 0.9)
+    assert falls_short(manifest, Computed(Choice(14, 0.0), even), asked)  # the second look is missing
+    assert not falls_short(manifest, Computed(Choice(14, 0.0), clear), asked)  # none was due
+    assert falls_short(manifest, Computed(Choice(14, 0.5), clear), asked)  # less was computed
+    assert not falls_short(manifest, Computed(Choice(28, 0.0), even), asked)  # the second look itself
+    assert falls_short(manifest, Computed(Choice(28, 0.5), even), asked)
+    assert not falls_short(manifest, Computed(Choice(14, 0.0), even), Choice(14, 0.0))
 
 
 def test_two_looks_take_the_time_of_both() -> None:
     first = Computed(Choice(14, 0.0), answer([0.0], queue_s=1.0, inference_s=2.0), cached=True)
-    found = merge(first, Choice(28, 0.0), answer([1.0], queue_s=0.25, inference_s=0.5))
+    found = merge(first, Computed(Choice(28, 0.0), answer([1.0], queue_s=0.25, inference_s=0.5)))
     assert found.computed.answer.logits.tolist() == [1.0]
     assert (found.computed.answer.queue_s, found.computed.answer.inference_s) == (1.25, 2.5)
     assert not found.computed.cached

@@ -1,0 +1,43 @@
+"""Two looks, worked out by hand from the answers of one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from models.second_look import SURE, in_words, lost_error, second_looks
+
+POINTS = np.array([(64, 0.0), (32, 0.0), (32, 0.5), (64, 0.5)])
+RIGHT = np.array([[1, 1, 1, 0], [1, 0, 0, 1], [0] * 4, [0] * 4], np.bool_)
+PROBABILITY = np.array([[0.9] * 4, [0.9, 0.5, 0.7, 0.62], [0.0] * 4, [0.0] * 4], np.float32)
+MACS = np.array([[1.0] * 4, [0.25] * 4, [0.0] * 4, [0.0] * 4], np.float32)
+
+
+def test_the_full_size_answers_where_the_small_one_isnt_sure() -> None:
+    rows = {row["sure"]: row for row in second_looks(POINTS, RIGHT, PROBABILITY, MACS)}
+    assert tuple(rows) == SURE
+    assert rows[0.4] == {
+        "size_px": 32,
+        "sure": 0.4,
+        "looked_again": 0.0,
+        "macs_ratio": 0.25,
+        "top1": 0.5,
+        "lost_error": round(float(np.std([0, 1, 1, -1]) / 2), 5),
+    }
+    assert (rows[0.6]["looked_again"], rows[0.6]["macs_ratio"], rows[0.6]["top1"]) == (0.25, 0.5, 0.75)
+    assert (rows[0.65]["looked_again"], rows[0.65]["macs_ratio"], rows[0.65]["top1"]) == (0.5, 0.75, 0.5)
+    assert (rows[0.75]["looked_again"], rows[0.75]["macs_ratio"], rows[0.75]["top1"]) == (0.75, 1.0, 0.75)
+    assert rows[0.75]["lost_error"] == 0
+    assert "32  0.60       25.0 %" in in_words(list(rows.values()))
+
+
+def test_without_the_full_size_at_threshold_0_there_is_nothing_to_look_at_again() -> None:
+    assert second_looks(POINTS[1:], RIGHT[1:], PROBABILITY[1:], MACS[1:]) == []
+
+
+def test_the_error_of_a_difference_is_that_of_the_images_where_they_differ() -> None:
+    right = np.zeros(10_000, np.bool_)
+    full = right.copy()
+    assert lost_error(right, full) == 0
+    full[:100] = True  # 1 % lost
+    assert lost_error(right, full) == pytest.approx(np.sqrt(0.01 * 0.99 / 10_000))
