@@ -34,6 +34,7 @@ class Metrics:
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry = CollectorRegistry() if registry is None else registry
         self._served: dict[tuple[str, str], tuple[str, ...]] = {}  # (model, version) -> its info's labels
+        self._layers: dict[str, list[tuple[Counter, Counter]]] = {}  # model -> patches and skipped ones of each layer
         # The histogram `skipvit_skipped_patches` and the counter `skipvit_skipped_patches_total` are two families in
         # Prometheus's text format but one name in OpenMetrics, which the client library's registry enforces. So
         # counters have a registry of their own and only the text format is spoken.
@@ -104,9 +105,8 @@ class Metrics:
         self._terminated.labels(name)
         for reason in REASONS:
             self._batches.labels(name, reason)
-        for layer in range(manifest.layers):
-            self._patches.labels(name, str(layer))
-            self._skipped_patches.labels(name, str(layer))
+        layers = [(name, str(layer)) for layer in range(manifest.layers)]
+        self._layers[name] = [(self._patches.labels(*each), self._skipped_patches.labels(*each)) for each in layers]
 
     def forget(self, manifest: Manifest) -> None:
         """A model or a version of it is served no more; its counters stay."""
@@ -165,10 +165,11 @@ class Metrics:
             return
         self._skipped.observe(sum(receipt.skipped_mean for receipt in receipts) / len(receipts))
         self._macs_ratio.observe(sum(receipt.macs_ratio for receipt in receipts) / len(receipts))
-        for layer in range(len(receipts[0].skipped_per_layer)):
-            self._patches.labels(model, str(layer)).inc(sum(receipt.patches for receipt in receipts))
-            skipped = sum(receipt.skipped_per_layer[layer] for receipt in receipts)
-            self._skipped_patches.labels(model, str(layer)).inc(skipped)
+        patches = sum(receipt.patches for receipt in receipts)
+        per_layer = zip(*(receipt.skipped_per_layer for receipt in receipts), strict=True)
+        for (entered, skipped), counts in zip(self._layers[model], per_layer, strict=False):  # a reload may change them
+            entered.inc(patches)
+            skipped.inc(sum(counts))
 
     def expose(self) -> tuple[bytes, str]:
         """Everything in Prometheus's text format, and its content type."""

@@ -11,6 +11,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -42,7 +43,10 @@ class Ended(NamedTuple):
 
 
 class RequestContext:
-    """ASGI middleware that gives each request `request_id` and `started_s` in its state."""
+    """ASGI middleware that gives each request `request_id`, `started_s` and `held` in its state.
+
+    What a request enters in `held`, it leaves when it ends.
+    """
 
     def __init__(
         self,
@@ -67,7 +71,8 @@ class RequestContext:
         sent_id = asked.get(REQUEST_ID, "")
         request_id = sent_id if _GOOD_ID.fullmatch(sent_id) else uuid.uuid4().hex
         started_s = self._clock()
-        state.update(request_id=request_id, started_s=started_s)
+        held = ExitStack()
+        state.update(request_id=request_id, started_s=started_s, held=held)
         status = 0
 
         async def send_with_id(message: Message) -> None:
@@ -91,6 +96,7 @@ class RequestContext:
                 )
                 await response(scope, receive, send_with_id)
         finally:
+            held.close()
             duration_s = self._clock() - started_s
             route = getattr(scope.get("route"), "path", None)
             self._on_end(state, Ended(request_id, scope["method"], scope["path"], route, asked, status, duration_s))

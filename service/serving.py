@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import ExitStack
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, TypedDict
 
@@ -90,19 +89,12 @@ class State(TypedDict):
     serving: Serving
 
 
-def get_serving(request: Request) -> Serving:
-    """The running service; NotReady before the lifespan has built it."""
+async def get_serving(request: Request) -> Serving:
+    """The running service; NotReady before the lifespan has built it. Async, or it would be run on a thread."""
     serving = getattr(request.state, "serving", None)
     if not isinstance(serving, Serving):
         raise NotReady("the service is starting")
     return serving
 
 
-async def hold_serving(request: Request) -> AsyncIterator[Serving]:
-    """The running service; what the request enters in its `state.held`, it leaves when it ends."""
-    serving = get_serving(request)
-    with ExitStack() as request.state.held:
-        yield serving
-
-
-ServingDep = Annotated[Serving, Depends(hold_serving)]
+ServingDep = Annotated[Serving, Depends(get_serving)]

@@ -153,7 +153,7 @@ def test_the_table_is_what_was_measured() -> None:
     speed = {
         (row["size_px"], row["threshold"], row["batch_size"]): row
         for row in bench["rows"]
-        if row["precision"] == "float32"
+        if row["precision"] == "float32" and not row["sure"]
     }
     patches = {graph["size_px"]: graph["patches"] for graph in manifest["graphs"]}
     shown = re.findall(
@@ -174,47 +174,40 @@ def test_the_table_is_what_was_measured() -> None:
             assert float(speedup) == pytest.approx(speed[*point, batch_size]["speedup"], abs=0.0051)
 
 
-def test_the_table_of_two_looks_is_what_was_measured() -> None:
-    bench = json.loads((ZOO / "benchmark.json").read_text())
-    rows = {(row["precision"], row["size_px"], row["batch_size"]): row for row in bench["rows"]}
-    number = r" ([\d.]+) \|"
+def test_the_table_of_presets_and_two_looks_is_what_was_measured() -> None:
+    bench, manifest, evaluation = (
+        json.loads((ZOO / f"{name}.json").read_text()) for name in ("benchmark", "manifest", "evaluation")
+    )
+    timed = {
+        (row["precision"], row["size_px"], row["sure"], row["batch_size"]): row
+        for row in bench["rows"]
+        if row["threshold"] == 0
+    }
+    top1 = {("int8", row["size_px"], row["sure"]): row["top1"] for row in manifest["int8"] if row["threshold"] == 0}
+    top1 |= {("float32", row["size_px"], row["sure"]): row["top1"] for row in evaluation["second_looks"]}
+    macs = {(row["size_px"], row["sure"]): row["macs_ratio"] for row in evaluation["second_looks"]}
+    full = next(row for row in evaluation["rows"] if (row["size_px"], row["threshold"]) == (112, 0))
+    top1["float32", 112, 0.0], macs[112, 0.0] = full["top1"], full["macs_ratio"]
+    speedups = 3 * r" ([\d.]+) \|"
     shown = re.findall(
-        r"^\| (\d+) px, sure 0.5 \| (\d+) % \| ([\d.]+) % \|" + 3 * number + r" ([\d.]+) % \|" + 3 * number + "$",
+        r"^\| (?:`(\w+)`: )?(\d+) px(?:, sure ([\d.]+))? \| (\d+) % \| ([\d.]+) % \|"
+        + speedups
+        + r" ([\d.]+) % \|"
+        + speedups
+        + "$",
         README,
         re.M,
     )
-    assert len(shown) == 4
-    for size, saved, top1, *speedups, int8_top1, one, eight, many in shown:
-        for kind, accuracy, shown_speedups in (
-            ("float32-twice", top1, speedups),
-            ("int8-twice", int8_top1, (one, eight, many)),
-        ):
-            for batch_size, speedup in zip((1, 8, 32), shown_speedups, strict=True):
-                row = rows[kind, int(size), batch_size]
-                assert float(speedup) == pytest.approx(row["speedup"], abs=0.0051)
-                assert float(accuracy) == pytest.approx(100 * row["accuracy"], abs=0.0051)
-        largest = rows["float32-twice", int(size), 32]
-        assert float(saved) == pytest.approx(100 * (1 - largest["macs_ratio"]), abs=0.51)
-
-
-def test_the_int8_table_is_what_was_measured() -> None:
-    bench, manifest = (json.loads((ZOO / f"{name}.json").read_text()) for name in ("benchmark", "manifest"))
-    accuracy = {(point["size_px"], point["threshold"]): point["top1"] for point in manifest["int8"]}
-    speed = {
-        (row["size_px"], row["threshold"], row["batch_size"]): row
-        for row in bench["rows"]
-        if row["precision"] == "int8"
-    }
-    shown = re.findall(
-        r"^\| (\w+) \| int8 \| ([\d.]+) % \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", README, re.M
-    )
-    assert [row[0] for row in shown] == list(manifest["presets"])
-    for name, top1, *speedups, images_s in shown:
-        point = manifest["presets"][name]["size_px"], manifest["presets"][name]["threshold"]
-        assert float(top1) == pytest.approx(100 * accuracy[point], abs=0.0051)
-        for batch_size, speedup in zip((1, 8, 32), speedups, strict=True):
-            assert float(speedup) == pytest.approx(speed[*point, batch_size]["speedup"], abs=0.0051)
-        assert float(images_s) == pytest.approx(speed[*point, 32]["images_s"], abs=0.051)
+    assert len(shown) == 6
+    presets = {name: (preset["size_px"], preset["sure"]) for name, preset in manifest["presets"].items()}
+    assert {name: (int(size), float(sure or 0)) for name, size, sure, *_ in shown if name} == presets
+    for _, size, sure, saved, *rest in shown:
+        point = int(size), float(sure or 0)
+        assert float(saved) == pytest.approx(100 * (1 - macs[point]), abs=0.51)
+        for precision, (accuracy, *ratios) in (("float32", rest[:4]), ("int8", rest[4:])):
+            assert float(accuracy) == pytest.approx(100 * top1[precision, *point], abs=0.0051)
+            for batch_size, ratio in zip((1, 8, 32), ratios, strict=True):
+                assert float(ratio) == pytest.approx(timed[precision, *point, batch_size]["speedup"], abs=0.0051)
     eager = [row["speedup"] for row in bench["rows"] if row["precision"] == "timm"]
     said = re.search(r"in torch runs at ([\d.]+),\s+([\d.]+) and ([\d.]+) of its speed", README)
     assert said

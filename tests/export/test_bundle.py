@@ -18,7 +18,7 @@ from export.to_onnx import safetensors_spans
 from models import checkpoint
 from models.frontier import frontier
 from models.macs import shape_of
-from service.artifact import load_bundle
+from service.artifact import Bundle, load_bundle
 from tests.conftest import GATED
 
 Capture = pytest.CaptureFixture[str]
@@ -123,17 +123,45 @@ def test_parity_was_proved_and_written_down(tiny_bundle: Path) -> None:
 
 
 def test_a_bundle_is_a_checkpoint_and_exports_to_the_same_bundle(
-    tiny_bundle: Path, toy_images: Path, tmp_path: Path
+    int8_bundle: Bundle, toy_images: Path, tmp_path: Path
 ) -> None:
+    """With int8 graphs, whose ranges are kept."""
     again = tmp_path / "tiny"
     again.mkdir()
     (again / "model.pt").write_bytes(b"somebody's TorchScript")
-    arguments = ["--checkpoint", str(tiny_bundle), "--out", str(again), "--images", str(toy_images)]
+    arguments = ["--checkpoint", str(int8_bundle.path), "--out", str(again), "--images", str(toy_images)]
     assert main(arguments) == 0
-    before, after = load_bundle(tiny_bundle).manifest, load_bundle(again).manifest
+    before, after = int8_bundle.manifest, load_bundle(again).manifest
     assert before.version == after.version
     assert before == after
     assert (again / "model.pt").exists()
+
+
+def test_graphs_that_are_kept_are_those_of_the_manifest_and_of_these_weights(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "tiny"
+    shutil.copytree(tiny_bundle, folder)
+    arguments = ["--checkpoint", str(folder), "--out", str(folder), "--keep-graphs"]
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    evaluation["data"] = "measured anew"
+    (folder / "evaluation.json").write_text(json.dumps(evaluation))
+    assert main(arguments) == 0
+    before, after = load_bundle(tiny_bundle).manifest, load_bundle(folder).manifest
+    assert after.evaluation.data == "measured anew"
+    assert after.version == before.version
+    assert "measured anew" in (folder / "README.md").read_text()
+    for name in ("model.onnx", "weights.safetensors", "config.json", "parity.json"):
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[:-1] + b" ")
+        assert main(arguments) == 2
+        assert f"{name}: sha256 differs" in capsys.readouterr().err
+        (folder / name).write_bytes(content)
+    assert main([*arguments, "--calibrate", "anything"]) == 2
+    assert "exclude each other" in capsys.readouterr().err
+    (folder / "manifest.json").write_text("{}")
+    assert main([*arguments, "--origin", "somewhere"]) == 2
+    assert "write the graphs anew, without --keep-graphs" in capsys.readouterr().err
 
 
 def test_the_card_tells_the_table_and_the_origin(tiny_bundle: Path) -> None:

@@ -111,16 +111,16 @@ def test_a_card_without_results_has_none_of_it_and_pictures_only_where_they_are(
 
 
 def test_a_bundle_carries_results_and_figures_and_drops_those_of_another_model(
-    toy_checkpoint: Path, toy_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder, out, results = tmp_path / "checkpoint", tmp_path / "zoo" / "tiny", copy.deepcopy(RESULTS)
-    shutil.copytree(toy_checkpoint, folder)
+    folder, out, results = tmp_path / "measured" / "tiny", tmp_path / "zoo" / "tiny", copy.deepcopy(RESULTS)
+    shutil.copytree(tiny_bundle, folder)
     (folder / "figures").mkdir()
     (folder / "figures" / "frontier.png").write_bytes(b"a picture")
     rows = json.loads((folder / "evaluation.json").read_text())["rows"]
     results["runs"][0]["points"][0]["top1"] = rows[0]["top1"]
     (folder / "results.json").write_text(json.dumps(results))
-    arguments = ["--checkpoint", str(folder), "--out", str(out), "--images", str(toy_images), "--origin", "somewhere"]
+    arguments = ["--checkpoint", str(folder), "--out", str(out), "--keep-graphs"]
     assert main(arguments) == 0
     manifest = load_bundle(out).manifest
     assert "results.json" in manifest.files

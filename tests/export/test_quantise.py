@@ -132,18 +132,24 @@ def test_both_precisions_are_compared_on_the_same_images(
     command = ["--bundle", str(int8_bundle.path), "--data", str(toy_images), "--out", str(out)]
     assert precision.main(command) == 0
     found = json.loads(out.read_text())
-    points = [(row["size_px"], row["threshold"]) for row in found["rows"]]
-    assert set(points) >= {(64, 0.0), (32, 0.0)}
+    rows = {(row["size_px"], row["threshold"], row["sure"]): row for row in found["rows"]}
+    assert set(rows) >= {(64, 0, 0), (32, 0, 0), (32, 0, precision.SURE), (64, precision.SKIPPING, 0)}
     for row in found["rows"]:
         assert abs(row["top1"] - row["float32_top1"]) <= 1 - row["same_top1"] + 1e-9
-        assert row["same_decisions"] > 0.8
+        assert row["same_decisions"] > 0.8 or row["sure"]
+    twice, dense = rows[32, 0, precision.SURE], [rows[size_px, 0, 0]["macs_ratio"] for size_px in (64, 32)]
+    looked_again = (twice["float32_macs_ratio"] - dense[1]) / dense[0]
+    evaluation = json.loads((tiny_bundle / "evaluation.json").read_text())["second_looks"]
+    (expected,) = [row for row in evaluation if row["sure"] == precision.SURE]
+    assert looked_again == pytest.approx(expected["looked_again"], abs=1e-3)
+    assert twice["float32_top1"] == expected["top1"]
     shutil.copytree(int8_bundle.path, tmp_path / "tiny")
     shutil.copyfile(out, tmp_path / "tiny" / "int8-evaluation.json")
     folder = str(tmp_path / "tiny")
-    assert main(["--checkpoint", folder, "--out", folder, "--images", str(toy_images)]) == 0
+    assert main(["--checkpoint", folder, "--out", folder, "--keep-graphs"]) == 0
     manifest = load_bundle(tmp_path / "tiny").manifest
-    assert len(manifest.int8) == len(points)
-    assert manifest.version == int8_bundle.manifest.version  # ranges are kept when a bundle is written anew
+    assert len(manifest.int8) == len(rows)
+    assert manifest.version == int8_bundle.manifest.version
     assert "## In int8" in (tmp_path / "tiny" / "README.md").read_text()
     assert precision.main(["--bundle", str(tiny_bundle), "--data", str(toy_images)]) == 2
     assert "no int8 graph" in capsys.readouterr().err

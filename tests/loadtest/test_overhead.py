@@ -91,7 +91,7 @@ def test_a_target_is_met_up_to_its_very_value(held: Held, verdict: str) -> None:
 def test_an_engine_that_is_slower_undisturbed_spoils_the_run_in_words(ratio: float, spoiled: bool) -> None:
     alone = added.alone([timed(26, 20)])
     together = added.together([timed(26, 20)], 0.025) | {
-        "query": "preset=balanced",
+        "query": "threshold=0",
         "concurrency": 32,
         "generator_cpu_ms_per_request": 0.2,
         "generator_shares_cpus": False,
