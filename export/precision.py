@@ -31,7 +31,7 @@ from service.onnx_engine import OnnxEngine
 from service.results import softmax
 
 _BATCH = 32
-SKIPPING = 0.25  # threshold at which gates are compared: a quarter of the patches skipped, half a point lost
+SKIPPING = 0.25  # threshold at which the gates are compared; skips a good quarter of the patches of the bundled model
 SURE = 0.5  # probability that is enough where no preset says: more likely than not; nobody tuned it
 
 

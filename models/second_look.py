@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 # Probabilities of the first label that are enough. Lower ones lose several points, higher ones look at most twice.
-SURE = tuple(round(0.05 * step, 2) for step in range(8, 17))
+SURES = tuple(round(0.05 * step, 2) for step in range(8, 17))
 
 Row = dict[str, Any]
 
@@ -25,7 +25,7 @@ def lost_error(right: NDArray[np.bool_], full: NDArray[np.bool_]) -> float:
 def second_looks(
     points: NDArray[np.float64], right: NDArray[np.bool_], probability: NDArray[np.float32], macs: NDArray[np.float32]
 ) -> list[Row]:
-    """What two looks at threshold 0 cost and score, from every smaller size and for each of SURE.
+    """What two looks at threshold 0 cost and score, from every smaller size and for each of SURES.
 
     Args:
         points: (R, 2) input size in px and threshold of each setting that was measured in one look.
@@ -41,7 +41,7 @@ def second_looks(
         return []
     full, rows = settings.pop(full_px), []
     for size_px, first in sorted(settings.items(), reverse=True):
-        for sure in SURE:
+        for sure in SURES:
             again = probability[first] < sure
             answered = np.where(again, right[full], right[first])
             rows.append(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from models.second_look import SURE, in_words, lost_error, second_looks
+from models.second_look import SURES, in_words, lost_error, second_looks
 
 POINTS = np.array([(64, 0.0), (32, 0.0), (32, 0.5), (64, 0.5)])
 RIGHT = np.array([[1, 1, 1, 0], [1, 0, 0, 1], [0] * 4, [0] * 4], np.bool_)
@@ -15,7 +15,7 @@ MACS = np.array([[1.0] * 4, [0.25] * 4, [0.0] * 4, [0.0] * 4], np.float32)
 
 def test_the_full_size_answers_where_the_small_one_isnt_sure() -> None:
     rows = {row["sure"]: row for row in second_looks(POINTS, RIGHT, PROBABILITY, MACS)}
-    assert tuple(rows) == SURE
+    assert tuple(rows) == SURES
     assert rows[0.4] == {
         "size_px": 32,
         "sure": 0.4,

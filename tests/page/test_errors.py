@@ -173,5 +173,7 @@ async def test_a_degraded_answer_is_called_so_and_full_compute_is_never_degraded
 
     await page.route("**/v1/classify*", degrade)
     await visit(page, service)
-    await expect(page.locator("#degraded")).to_contain_text("raised the threshold to 0.62")
+    await expect(page.locator("#degraded")).to_contain_text(
+        "computed less than asked for this answer: 112 px at threshold 0.62"
+    )
     assert "threshold=0.000" in exact[0]

@@ -161,8 +161,26 @@ async def test_compute_sizes_and_presets_steer_too(page: Page, service: str) -> 
     await page.get_by_role("button", name="economy").click()
     await shows(page, answer(service, "fox", preset="economy"))
     await expect(page.get_by_role("button", name="economy")).to_have_attribute("aria-pressed", "true")
-    await page.get_by_label("Input", exact=True).select_option("56")
-    await shows(page, answer(service, "fox", threshold=0.25, size=56))
+    looks = page.get_by_label("Look again", exact=True)
+    assert await looks.input_value() == "0.5"
+    await page.get_by_label("Input", exact=True).select_option("70")
+    await shows(page, answer(service, "fox", threshold=0, size=70, sure=0.5))
+    await expect(page.get_by_role("button", name="economy")).to_have_attribute("aria-pressed", "false")
+    await looks.select_option("0")
+    await shows(page, answer(service, "fox", threshold=0, size=70))
+
+
+async def test_a_second_look_is_shown_with_the_first_and_its_cost(page: Page, service: str) -> None:
+    sure = {name: answer(service, name, preset="balanced") for name in ("snake", "ray", "tiger", "plate", "sunflower")}
+    name, twice = next((name, result) for name, result in sure.items() if "first_look" in result)
+    await visit(page, service)
+    await page.get_by_role("button", name=name, exact=True).click()
+    await page.get_by_role("button", name="balanced").click()
+    await shows(page, twice)
+    first = twice["first_look"]["prediction"]
+    note = page.locator("#macs-note")
+    await expect(note).to_contain_text("more, for the first look")
+    await expect(note).to_contain_text(f"; 56 px came first: {first['label'].replace('_', ' ')}")
 
 
 async def test_the_least_compute_with_the_same_answer_is_marked_and_true(page: Page, service: str) -> None:
