@@ -34,6 +34,16 @@ class Backlog:
             yield from self._open.entries
         yield from self._waiting
 
+    def macs_around(self, due_s: float, size_px: int) -> tuple[float, float]:
+        """Predicted MACs of what is due by `due_s`, second looks among them, and of later company of the same size."""
+        ahead = company = 0.0
+        for entry in self:
+            if entry.due_s <= due_s:
+                ahead += entry.macs + entry.later_macs
+            elif entry.image.shape[0] == size_px:
+                company += entry.macs
+        return ahead, company
+
     def add(self, entry: Entry, *, while_busy: bool) -> None:
         """Stage the entry in the next batch, or let it wait for a later one."""
         if self._open is None:

@@ -52,11 +52,16 @@ class Entry:
     admitted_s: float
     macs: float  # predicted
     future: asyncio.Future[Answer]
+    later_macs: float = 0.0  # predicted, of the second look that may follow
+    since_s: float | None = None  # of a second look, when its first one was admitted
 
     @property
     def due_s(self) -> float:
-        """What the queue is ordered by: the deadline, or the end of its patience if that is sooner."""
-        patient_until_s = self.admitted_s + PATIENCE_S
+        """What the queue is ordered by: the deadline, or the end of its patience if that is sooner.
+
+        A second look has the patience that its first one left: what is begun is finished before more is begun.
+        """
+        patient_until_s = (self.admitted_s if self.since_s is None else self.since_s) + PATIENCE_S
         return patient_until_s if self.deadline is None else min(self.deadline, patient_until_s)
 
     def is_dead(self, now_s: float) -> bool:
@@ -64,6 +69,12 @@ class Entry:
         if self.deadline is not None and self.deadline <= now_s:
             self.fail(DeadlinePassed("the deadline passed while the image waited"))
         return self.future.done()
+
+    def expire_in(self, delay_s: float) -> None:
+        """Fail after `delay_s` if nothing resolves it before, also while the engine hangs; needs a running loop."""
+        late = DeadlinePassed("the deadline passed before the answer was there")
+        timer = asyncio.get_running_loop().call_later(max(0.0, delay_s), self.fail, late)
+        self.future.add_done_callback(lambda _: timer.cancel())
 
     def fail(self, error: Exception) -> None:
         """Resolve with an error, unless resolved already."""

@@ -26,7 +26,7 @@ from service.backlog import Backlog
 from service.batch import PATIENCE_S, Answer, Batch, BatchStats, Entry, Reason
 from service.cost import Cost
 from service.engine import Engine, EngineOutput, check_output
-from service.errors import DeadlinePassed, InferenceFailed, NotReady, Overloaded
+from service.errors import InferenceFailed, NotReady, Overloaded
 
 logger = logging.getLogger("skipvit.batcher")
 
@@ -87,9 +87,9 @@ class Batcher:
 
     @property
     def pending_work_s(self) -> float:
-        """Seconds that the engine will need for all pending images, as predicted from recent runs."""
-        macs = sum(entry.macs for entry in self._backlog if not entry.future.done())
-        return self._left_of_run_s + (self._cost.seconds(macs) if macs else 0.0)
+        """Seconds that the engine will need for all pending images and the second looks that they will bring."""
+        waiting = (entry for entry in self._backlog if not entry.future.done())
+        return self._after_run_s(sum(entry.macs + entry.later_macs for entry in waiting))
 
     @property
     def stalled_s(self) -> float:
@@ -107,24 +107,17 @@ class Batcher:
 
         Counts the rest of the running batch, what is due before, and the company their own batch may have.
         """
-        due_s = min(deadline, self._clock() + PATIENCE_S)
-        own = images * self._cost.macs(size_px, threshold)
-        ahead = company = 0.0
-        for entry in self._backlog:
-            if entry.due_s <= due_s:
-                ahead += entry.macs
-            elif entry.image.shape[0] == size_px:
-                company += entry.macs
+        ahead, company = self._backlog.macs_around(min(deadline, self._clock() + PATIENCE_S), size_px)
         company_s = min(self._cost.seconds(company), self._max_batch_work_s) if company else 0.0
-        return self._left_of_run_s + self._cost.seconds(ahead + own) + company_s
+        return self._after_run_s(ahead + images * self._cost.macs(size_px, threshold)) + company_s
 
-    def check_room(self, images: int) -> None:
+    def check_room(self, images: int, *, counted: bool = False) -> None:
         """Raise what `submit_many` would raise for so many images now: Overloaded or NotReady."""
         if self._refusing or self._task is None:
             raise NotReady("the service is shutting down" if self._refusing else "the service is starting")
-        if not self._has_room(images):
+        if not self._has_room(images, counted):
             self._backlog.sweep(self._clock())
-        if not self._has_room(images):
+        if not self._has_room(images, counted):
             work_s = self.pending_work_s
             raise Overloaded(
                 f"{len(self._backlog)} images wait, which take {work_s:.2f} s: the queue is full, try again later",
@@ -136,7 +129,13 @@ class Batcher:
         return self.submit_many([image], [threshold], deadline)[0]
 
     def submit_many(
-        self, images: Sequence[NDArray[np.uint8]], thresholds: Sequence[float], deadline: float | None
+        self,
+        images: Sequence[NDArray[np.uint8]],
+        thresholds: Sequence[float],
+        deadline: float | None,
+        *,
+        later_macs: float = 0.0,
+        since_s: float | None = None,
     ) -> list[asyncio.Future[Answer]]:
         """Accept all images (S, S, 3) or none; each future resolves once. Cancel one to withdraw its image.
 
@@ -144,12 +143,14 @@ class Batcher:
             images: decoded images; they must not change until answered.
             thresholds: one for each image.
             deadline: the clock's time after which nobody wants the answers.
+            later_macs: of the second look that each is expected to bring, on average; admission counts them.
+            since_s: of second looks, when their first ones were admitted, with whom their work was counted.
 
         Raises:
             Overloaded: too many images or too much work wait.
             NotReady: the batcher drains or hasn't started.
         """
-        self.check_room(len(images))
+        self.check_room(len(images), counted=since_s is not None)
         now_s = self._clock()
         if not self.pending:
             self.last_progress = now_s
@@ -157,11 +158,9 @@ class Batcher:
         futures = []
         for image, threshold in zip(images, thresholds, strict=True):
             macs = self._cost.macs(image.shape[0], threshold)
-            entry = Entry(image, threshold, deadline, now_s, macs, loop.create_future())
-            if deadline is not None:  # also answers in time when the engine hangs
-                late = DeadlinePassed("the deadline passed before the answer was there")
-                timer = loop.call_later(max(0.0, deadline - now_s), entry.fail, late)
-                entry.future.add_done_callback(lambda _, timer=timer: timer.cancel())  # type: ignore[misc]
+            entry = Entry(image, threshold, deadline, now_s, macs, loop.create_future(), later_macs, since_s)
+            if deadline is not None:
+                entry.expire_in(deadline - now_s)
             entry.future.add_done_callback(self._stop_if_unwanted)
             self._backlog.add(entry, while_busy=self._running is not None)
             futures.append(entry.future)
@@ -192,14 +191,16 @@ class Batcher:
         for entry in (*(self._running.entries if self._running else ()), *self._backlog):
             entry.fail(NotReady("the service stopped before the answer was there"))
 
-    @property
-    def _left_of_run_s(self) -> float:
-        return max(0.0, self._run_until_s - self._clock()) if self._run_until_s else 0.0
+    def _after_run_s(self, macs: float) -> float:
+        """Seconds until so many MACs are done, after the running batch and the second looks that it brings."""
+        left_s = max(0.0, self._run_until_s - self._clock()) if self._run_until_s else 0.0
+        macs += sum(entry.later_macs for entry in self._running.entries) if self._running else 0.0
+        return left_s + (self._cost.seconds(macs) if macs else 0.0)
 
-    def _has_room(self, images: int) -> bool:
+    def _has_room(self, images: int, counted: bool) -> bool:
         if len(self._backlog) + images > self._max_pending:
             return False
-        return not len(self._backlog) or self.pending_work_s <= self._max_pending_work_s
+        return counted or not len(self._backlog) or self.pending_work_s <= self._max_pending_work_s
 
     def _stop_if_unwanted(self, _: asyncio.Future[Answer]) -> None:
         """Terminate the engine's run once nobody waits for any of its rows."""

@@ -33,6 +33,7 @@ class Expected(NamedTuple):
     macs_ratio: float
     time_ratio: float
     accuracy: float
+    looked_again: float = 0.0  # of the images, at the full size
 
 
 def expected(manifest: Manifest, size_px: int, threshold: float, sure: float = 0.0) -> Expected:
@@ -51,6 +52,7 @@ def expected(manifest: Manifest, size_px: int, threshold: float, sure: float = 0
         once.macs_ratio + again * full.macs_ratio,
         once.time_ratio + again * full.time_ratio,
         math.nan if threshold else accuracy,
+        again,
     )
 
 

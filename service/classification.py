@@ -79,7 +79,9 @@ async def classify_images(
     try:
         async with asyncio.timeout_at(deadline):  # the loop's clock is `time.monotonic`, as the deadline's is
             encoded = await read_images(request, limits)
-            first = await run.look(encoded, plan.choice._replace(sure=0.0))
+            first = await run.look(
+                encoded, plan.choice._replace(sure=0.0), later_macs=model.cost.later_macs(*plan.choice)
+            )
             looked = await run.look_again(encoded, first, plan.choice, may_give_up=query.degrade is not False)
     except TimeoutError:
         raise DeadlinePassed("the deadline passed before the images were received, decoded and answered") from None
@@ -157,9 +159,11 @@ class _Run:
         self.images: list[NDArray[np.uint8]] = []
         self.decode_s = 0.0
 
-    async def look(self, encoded: Sequence[bytes], choice: Choice) -> list[Computed]:
-        """The answers of one look, from the cache if it has them."""
-        compute = partial(self._compute, choice)
+    async def look(
+        self, encoded: Sequence[bytes], choice: Choice, *, later_macs: float = 0.0, since_s: float | None = None
+    ) -> list[Computed]:
+        """The answers of one look, from the cache if it has them; the batcher says what the last two are."""
+        compute = partial(self._compute, choice, later_macs, since_s)
         if self._cache is None:
             return [Computed(choice, answer) for answer in await compute(encoded)]
         return await self._cache.answers(encoded, choice, compute)
@@ -174,11 +178,15 @@ class _Run:
         """
         looked, images = [Looked(one) for one in first], self.images
         again = unsure(self._model.manifest, first, choice)
+        self._model.cost.learn_looks(*choice, images=len(first), again=len(again))
         if not again:
             return looked
+        since_s = getattr(self._request.state, "admitted_s", None)  # None if a cache had all first looks
         try:
             async with asyncio.timeout_at(self._deadline - _REPLY_S if may_give_up else None):
-                second = await self.look([encoded[i] for i in again], second_of(self._model.manifest, choice))
+                second = await self.look(
+                    [encoded[i] for i in again], second_of(self._model.manifest, choice), since_s=since_s
+                )
         except (Overloaded, DeadlinePassed, NotReady, TimeoutError):
             if not may_give_up:
                 raise
@@ -192,14 +200,24 @@ class _Run:
         self.images = images
         return looked
 
-    async def _compute(self, choice: Choice, encoded: Sequence[bytes]) -> list[Answer]:
+    async def _compute(
+        self, choice: Choice, later_macs: float, since_s: float | None, encoded: Sequence[bytes]
+    ) -> list[Answer]:
         """The answers to images that nobody has computed yet; leaves them decoded in `images`."""
         started_s = self._serving.now()
         interpolation = self._model.manifest.preprocessing.interpolation
         self.images = await self._serving.decoders.decode(encoded, choice.size_px, interpolation)
         self.decode_s += self._serving.now() - started_s
         thresholds = [choice.threshold] * len(encoded)
-        return await ask(self._request, self._model, self.images, thresholds, self._deadline)
+        return await ask(
+            self._request,
+            self._model,
+            self.images,
+            thresholds,
+            self._deadline,
+            later_macs=later_macs,
+            since_s=since_s,
+        )
 
 
 def _receipt(manifest: Manifest, looked: Looked) -> Receipt:

@@ -3,7 +3,8 @@
 How many patches a gate keeps is known only once it ran, so both steps are predictions that learn: MACs are the table's
 mean for the input size and threshold, corrected by what recent images of that size really took; seconds are a fixed
 part plus a part for each MAC, fitted to recent runs with weights that fade. What packing takes beside the MACs of a
-size, by the table, counts as MACs here. It knows no queue and reads no clock.
+size, by the table, counts as MACs here. How many images are looked at again is predicted and learned likewise. It knows
+no queue and reads no clock.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from service.macs import used_macs
 _FADE = 0.95  # of a run's weight, with every run that follows it
 _CORRECTION_WEIGHT = 0.1  # of the latest run in the moving average of actual over predicted MACs
 _CORRECTION_BOUNDS = (0.25, 4.0)
+_LOOK_FADE = 0.98  # of an image's weight, with every image that follows it
+_PRIOR_LOOKS = 5.0  # second looks as expected that weigh against what was seen
 _DISTINCT = 1e-3  # relative variance of the runs' MACs below which a fixed part can't be told from a proportional one
 
 
@@ -48,6 +51,7 @@ class CostModel:
         self._manifest = manifest
         self._corrections = dict.fromkeys(manifest.sizes_px, 1.0)
         self._fit = _FadingLine()
+        self._looks_due = self._looks_expected = 0.0  # second looks, fading
 
     def macs(self, size_px: int, threshold: float) -> float:
         """MACs that one image will take, on average, packing among them."""
@@ -73,6 +77,20 @@ class CostModel:
         self._corrections[size_px] = float(np.clip(correction + _CORRECTION_WEIGHT * (target - correction), low, high))
         self._fit.add(macs + packing, seconds)
         return seconds / predicted_s if predicted_s else None
+
+    def later_macs(self, size_px: int, threshold: float, sure: float) -> float:
+        """MACs that an image's second look will take, on average over all images; 0 where there is one look."""
+        ratio = (self._looks_due + _PRIOR_LOOKS) / (self._looks_expected + _PRIOR_LOOKS)
+        share = min(1.0, ratio * expected(self._manifest, size_px, threshold, sure).looked_again)
+        return share * self.macs(self._manifest.full.size_px, threshold)
+
+    def learn_looks(self, size_px: int, threshold: float, sure: float, *, images: int, again: int) -> None:
+        """Take in that of so many images so many are looked at again."""
+        share = expected(self._manifest, size_px, threshold, sure).looked_again
+        if share:
+            fade = _LOOK_FADE**images
+            self._looks_due = fade * self._looks_due + again
+            self._looks_expected = fade * self._looks_expected + images * share
 
     def _packing(self, size_px: int, threshold: float) -> float:
         found = expected(self._manifest, size_px, threshold)

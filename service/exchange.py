@@ -89,6 +89,9 @@ async def ask(
     images: Sequence[NDArray[np.uint8]],
     thresholds: Sequence[float],
     deadline: float,
+    *,
+    later_macs: float = 0.0,
+    since_s: float | None = None,
 ) -> list[Answer]:
     """Wait for all answers, or withdraw the images when the client leaves (ClientDisconnect) or one fails.
 
@@ -96,12 +99,14 @@ async def ask(
         images: each (S, S, 3); they must not change until answered.
         thresholds: one for each image.
         deadline: the batcher's clock's time after which nobody wants the answers.
+        later_macs, since_s: of first and of second looks, for the batcher.
     """
-    futures = model.batcher.submit_many(images, thresholds, deadline)
+    futures = model.batcher.submit_many(images, thresholds, deadline, later_macs=later_macs, since_s=since_s)
     everything = asyncio.gather(*futures)
     everything.add_done_callback(lambda done: done.cancelled() or done.exception())  # may end with nobody asking
     leaving = asyncio.create_task(_wait_for_disconnect(request))
-    request.state.admitted_s = asyncio.get_running_loop().time()
+    if since_s is None:
+        request.state.admitted_s = asyncio.get_running_loop().time()
     try:
         await asyncio.wait((everything, leaving), return_when=asyncio.FIRST_COMPLETED)
         if not everything.done():

@@ -28,6 +28,7 @@ class ServedModel:
 
     bundle: Bundle
     batcher: Batcher
+    cost: CostModel
     planner: Planner
     guard: Guard
     cache: AnswerCache | None  # None: switched off
@@ -88,10 +89,10 @@ def serve_model(
     settings: Settings, bundle: Bundle, engine: Engine, metrics: Metrics, decoders: DecodePool
 ) -> ServedModel:
     """Put a queue in front of a warm engine and report on it; needs a running event loop."""
-    manifest = bundle.manifest
+    manifest, cost = bundle.manifest, CostModel(bundle.manifest)
     batcher = Batcher(
         engine,
-        CostModel(manifest),
+        cost,
         max_batch_size=settings.max_batch_size,
         max_pending=settings.max_pending_images,
         max_batch_work_s=settings.max_batch_work_s,
@@ -115,4 +116,4 @@ def serve_model(
     metrics.serve(manifest, settings.precision)
     batcher.start()
     guard.start()
-    return ServedModel(bundle, batcher, planner, guard, cache)
+    return ServedModel(bundle, batcher, cost, planner, guard, cache)

@@ -74,6 +74,36 @@ async def test_the_queue_is_bounded_in_seconds_of_work() -> None:
         await asyncio.gather(first, *accepted[1:])
 
 
+async def test_second_looks_to_come_are_counted_before_and_admitted_when_they_come() -> None:
+    engine, clock = FakeEngine(), FakeClock()
+    async with running(engine, clock=clock, max_pending_work_s=2.5) as batcher:
+        engine.on_batch = lambda: clock.advance(1.0)
+        await batcher.submit(image(0), 0.0, None)
+        one_s = batcher._cost.macs(28, 0.0)
+        first = await busy(engine, batcher)
+        waiting = batcher.submit_many([image(1)], [0.0], clock() + 30, later_macs=1.75 * one_s)
+        assert batcher.pending_work_s == pytest.approx(2.75)
+        assert batcher.finish_s(28, 0.0, 1, clock() + 99) == pytest.approx(2.75 + 1.0)
+        with pytest.raises(Overloaded, match=r"1 images wait, which take 2\.75 s"):
+            batcher.submit(image(9), 0.0, None)
+        second = batcher.submit_many([image(5)], [0.0], None, since_s=clock())
+        engine.release()
+        await asyncio.gather(first, *waiting, *second)
+
+
+async def test_a_second_look_goes_before_those_who_came_after_its_first() -> None:
+    engine, clock = FakeEngine(), FakeClock()
+    async with running(engine, clock=clock, max_batch_size=1) as batcher:
+        started_s = clock()
+        first = await busy(engine, batcher)
+        clock.advance(0.1)
+        newer = batcher.submit(image(3), 0.0, None)
+        second = batcher.submit_many([image(4)], [0.0], None, since_s=started_s)
+        engine.release()
+        await asyncio.gather(first, newer, *second)
+    assert engine.batches == [[99], [4], [3]]
+
+
 async def test_a_run_that_nobody_waits_for_is_terminated() -> None:
     engine, ended = FakeEngine(), list[bool]()
     async with running(engine, on_terminate=lambda: ended.append(True)) as batcher:

@@ -126,10 +126,10 @@ def looking_twice(**changes: Any) -> Manifest:
 
 def test_two_looks_cost_the_first_and_a_share_of_the_second() -> None:
     manifest = looking_twice()
-    assert expected(manifest, 14, 0.0, 0.7) == pytest.approx((0.6, 0.6, 0.884))
-    assert expected(manifest, 14, 0.0, 0.8) == pytest.approx((0.7, 0.7, 0.892))  # halfway between 0.7 and 0.9
-    assert expected(manifest, 14, 0.0, 1.0) == pytest.approx((1.4, 1.4, 0.90))  # everybody
-    assert expected(manifest, 14, 0.0, 0.25) == pytest.approx((0.45, 0.45, 0.82))  # from nobody to a tenth
+    assert expected(manifest, 14, 0.0, 0.7) == pytest.approx((0.6, 0.6, 0.884, 0.2))
+    assert expected(manifest, 14, 0.0, 0.8) == pytest.approx((0.7, 0.7, 0.892, 0.3))  # halfway between 0.7 and 0.9
+    assert expected(manifest, 14, 0.0, 1.0) == pytest.approx((1.4, 1.4, 0.90, 1.0))  # everybody
+    assert expected(manifest, 14, 0.0, 0.25) == pytest.approx((0.45, 0.45, 0.82, 0.05))  # from nobody to a tenth
     assert expected(manifest, 28, 0.0, 0.9) == expected(manifest, 28, 0.0)  # there is no larger size
     other = expected(manifest, 14, 0.5, 0.7)
     assert other[:2] == pytest.approx((0.2 + 0.2 * 0.6, 0.2 + 0.2 * 0.6))

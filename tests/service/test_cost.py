@@ -54,6 +54,20 @@ def test_runs_of_one_size_alone_are_taken_as_proportional() -> None:
     assert model.seconds(2 * seen) == pytest.approx(2 * (SECONDS_FIXED + SECONDS_PER_MAC * seen))
 
 
+def test_second_looks_are_predicted_from_their_table_and_learned() -> None:
+    half = {"size_px": 14, "sure": 0.9, "looked_again": 0.5, "macs_ratio": 0.7, "accuracy": 0.9}
+    model = CostModel(fake_manifest(second_looks=[half]))
+    assert model.later_macs(14, 0.0, 0.0) == model.later_macs(28, 0.0, 0.9) == 0
+    assert model.later_macs(14, 0.0, 0.9) == pytest.approx(0.5 * 53500)
+    for _ in range(200):
+        model.learn_looks(14, 0.0, 0.9, images=1, again=0)
+        model.learn_looks(14, 0.0, 0.0, images=1, again=0)  # one look says nothing
+    assert 0 < model.later_macs(14, 0.0, 0.9) < 0.2 * 0.5 * 53500
+    for _ in range(200):
+        model.learn_looks(14, 0.0, 0.9, images=2, again=2)
+    assert 0.9 * 53500 < model.later_macs(14, 0.0, 0.9) <= 53500
+
+
 def test_what_images_really_keep_corrects_the_table() -> None:
     model = CostModel(fake_manifest())
     real = macs(1, 28, 0.25)

@@ -92,10 +92,10 @@ def test_a_second_look_that_there_is_no_room_for_is_given_up(
     batcher = client.app_state["serving"].model().batcher
     submit = batcher.submit_many
 
-    def refuse_the_full_size(images: Any, *rest: Any) -> Any:
+    def refuse_the_full_size(images: Any, *rest: Any, **more: Any) -> Any:
         if images[0].shape[0] == 28:
             raise error
-        return submit(images, *rest)
+        return submit(images, *rest, **more)
 
     monkeypatch.setattr(batcher, "submit_many", refuse_the_full_size)
     doubtful, certain = ask(client, DOUBTFUL, CERTAIN, **TWICE)
@@ -143,6 +143,20 @@ def test_a_second_look_is_cached_and_answers_at_once(presets: TestClient) -> Non
     assert (again["size_px"], again["predictions"]) == (28, first["predictions"])
     assert not again["degraded"]
     assert 'skipvit_second_looks_total{model="fake"} 1.0' in presets.get("/metrics").text
+
+
+def test_the_queue_counts_second_looks_before_they_come(presets: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    batcher, told = presets.app_state["serving"].model().batcher, list[tuple[int, float, bool]]()
+    submit = batcher.submit_many
+
+    def listen(images: Any, *rest: Any, later_macs: float, since_s: float | None) -> Any:
+        told.append((images[0].shape[0], later_macs, since_s is not None))
+        return submit(images, *rest, later_macs=later_macs, since_s=since_s)
+
+    monkeypatch.setattr(batcher, "submit_many", listen)
+    ask(presets, DOUBTFUL, sure=0.95)
+    ask(presets, plain(8), sure=0)
+    assert told == [(14, pytest.approx(0.3 * FULL), False), (28, 0, True), (14, 0, False)]
 
 
 def test_load_looks_again_at_fewer_and_says_so_where_that_made_a_difference(presets: TestClient) -> None:
