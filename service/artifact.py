@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from service.errors import BundleError
@@ -64,6 +67,11 @@ class Graph(_Frozen):
     timm_forward_macs: int = Field(gt=0)  # timm's own forward: the last layer's unread patches too, same logits
     fixed_macs: int = Field(ge=0)  # outside the layers: patch embedding and head
     layer_macs: tuple[LayerMacs, ...]
+
+    @cached_property
+    def macs_terms(self) -> NDArray[np.int64]:
+        """`layer_macs` as (3, L): constants, terms for each kept patch, and for its square."""
+        return np.array([(m.constant, m.per_kept, m.per_kept_squared) for m in self.layer_macs], np.int64).T
 
 
 class Spread(_Frozen):
@@ -195,6 +203,18 @@ class Manifest(_Frozen):
     def full(self) -> Graph:
         """The graph at the full input size, against which every cost is compared."""
         return self.graphs[0]
+
+    @cached_property
+    def points(self) -> dict[int, tuple[CalibrationPoint, ...]]:
+        """The calibration table by input size, in the order of thresholds."""
+        table = sorted(self.calibration, key=lambda point: point.threshold)
+        return {px: found for px in self.sizes_px if (found := tuple(p for p in table if p.size_px == px))}
+
+    @cached_property
+    def looks(self) -> dict[int, tuple[SecondLookPoint, ...]]:
+        """The table of two looks by the first one's input size, in the order of probabilities."""
+        table = sorted(self.second_looks, key=lambda point: point.sure)
+        return {px: found for px in self.sizes_px if (found := tuple(p for p in table if p.size_px == px))}
 
     def graph(self, size_px: int) -> Graph:
         """The graph for an input size; KeyError if the bundle has none."""

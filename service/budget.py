@@ -91,9 +91,8 @@ def _expected_once(manifest: Manifest, size_px: int, threshold: float) -> Expect
 
 def _known(manifest: Manifest, size_px: int, threshold: float) -> Expected | None:
     """The table at a pair, interpolated; None if it says nothing about the size."""
-    found = [point for point in manifest.calibration if point.size_px == size_px]
-    points = sorted(found, key=lambda point: point.threshold)
-    if not points:
+    points = manifest.points.get(size_px)
+    if points is None:
         return None
     place = bisect_right(points, threshold, key=lambda point: point.threshold)
     lower, upper = points[max(place - 1, 0)], points[min(place, len(points) - 1)]
@@ -111,15 +110,18 @@ def _looked_again(manifest: Manifest, size_px: int, sure: float) -> tuple[float,
 
     Linear between the table's probabilities, nobody at 0 and everybody at 1.
     """
-    known = [(point.sure, point.looked_again, point.accuracy) for point in manifest.second_looks]
-    found = [row for row, point in zip(known, manifest.second_looks, strict=True) if point.size_px == size_px]
-    ends = [_expected_once(manifest, px, 0.0).accuracy for px in (size_px, manifest.full.size_px)]
-    rows = sorted([(0.0, 0.0, ends[0]), *found, (1.0, 1.0, ends[1])])
-    for lower, upper in pairwise(rows):
-        if lower[0] <= sure <= upper[0] and lower[0] < upper[0]:
-            share = (sure - lower[0]) / (upper[0] - lower[0])
-            return lower[1] + share * (upper[1] - lower[1]), lower[2] + share * (upper[2] - lower[2])
-    return rows[-1][1:]
+    found = manifest.looks.get(size_px, ())
+    place = bisect_right(found, sure, key=lambda point: point.sure)
+
+    def row(place: int) -> tuple[float, float, float]:
+        if 0 <= place < len(found):
+            return found[place].sure, found[place].looked_again, found[place].accuracy
+        end, px = (0.0, size_px) if place < 0 else (1.0, manifest.full.size_px)
+        return end, end, _expected_once(manifest, px, 0.0).accuracy
+
+    lower, upper = row(place - 1), row(place)
+    share = (sure - lower[0]) / (upper[0] - lower[0]) if upper[0] > lower[0] else 1.0
+    return lower[1] + share * (upper[1] - lower[1]), lower[2] + share * (upper[2] - lower[2])
 
 
 def choose(
@@ -195,20 +197,18 @@ _Line = list[_Candidate]  # neighbours, between which all is linear
 def _lines_of_one_look(
     manifest: Manifest, cost: Callable[[CalibrationPoint], float], size_px: int | None
 ) -> list[_Line]:
-    found: dict[int, _Line] = {}
-    for point in sorted(manifest.calibration, key=lambda point: point.threshold):
-        if size_px in (None, point.size_px):
-            candidate = _Candidate(point.accuracy, cost(point), Choice(point.size_px, point.threshold))
-            found.setdefault(point.size_px, []).append(candidate)
-    return list(found.values())
+    return [
+        [_Candidate(point.accuracy, cost(point), Choice(px, point.threshold)) for point in points]
+        for px, points in manifest.points.items()
+        if size_px in (None, px)
+    ]
 
 
 def _lines_of_two_looks(manifest: Manifest) -> list[_Line]:
-    found: dict[int, _Line] = {}
-    for point in sorted(manifest.second_looks, key=lambda point: point.sure):
-        candidate = _Candidate(point.accuracy, point.macs_ratio, Choice(point.size_px, 0.0, point.sure))
-        found.setdefault(point.size_px, []).append(candidate)
-    return list(found.values())
+    return [
+        [_Candidate(point.accuracy, point.macs_ratio, Choice(px, 0.0, point.sure)) for point in points]
+        for px, points in manifest.looks.items()
+    ]
 
 
 def _best(lines: list[_Line], limit: float) -> Choice:

@@ -105,7 +105,12 @@ async def classify_images(
 
 
 def record_answered(request: Request, serving: Serving, model: ServedModel, answered: Answered) -> None:
-    """Hand what a request cost to the metrics, and leave its account for log and trace."""
+    """Call it well, and once its answer has left, hand what it cost to the metrics and leave its account."""
+    request.state.outcome = "ok"
+    request.state.held.callback(_record, request, serving, model, answered)
+
+
+def _record(request: Request, serving: Serving, model: ServedModel, answered: Answered) -> None:
     thresholds = [plan.choice.threshold for plan in answered.plans]
     degraded = any(plan.degraded for plan in answered.plans)
     fresh = [receipt for receipt, one in zip(answered.receipts, answered.computed, strict=True) if not one.cached]
@@ -119,7 +124,6 @@ def record_answered(request: Request, serving: Serving, model: ServedModel, answ
         degraded=degraded,
         cached=len(answered.plans) - len(fresh),
     )
-    request.state.outcome = "ok"
 
 
 def _plan(serving: Serving, model: ServedModel, query: SpendQuery, deadline: float) -> tuple[Choice, Plan]:

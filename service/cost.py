@@ -9,6 +9,7 @@ no queue and reads no clock.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Protocol
 
 import numpy as np
@@ -55,8 +56,8 @@ class CostModel:
 
     def macs(self, size_px: int, threshold: float) -> float:
         """MACs that one image will take, on average, packing among them."""
-        corrected = expected(self._manifest, size_px, threshold).macs_ratio * self._corrections[size_px]
-        return corrected * self._manifest.full.dense_macs + self._packing(size_px, threshold)
+        macs, packing = self._parts(size_px, threshold)
+        return macs + packing
 
     def seconds(self, macs: float) -> float:
         """Seconds that a run of so many MACs will take; 0 before the first run was seen."""
@@ -66,15 +67,17 @@ class CostModel:
         self, size_px: int, thresholds: NDArray[np.float32], kept: NDArray[np.bool_], seconds: float
     ) -> float | None:
         """Take in what a run took: thresholds (B,), kept (B, L, P). Returns actual over predicted seconds, if any."""
-        rows: list[float] = thresholds.tolist()
-        predicted_macs = sum(self.macs(size_px, threshold) for threshold in rows)
-        packing = sum(self._packing(size_px, threshold) for threshold in rows)
-        predicted_s = self.seconds(predicted_macs)
+        predicted_macs = packing = 0.0
+        for threshold, rows in Counter(thresholds.tolist()).items():
+            each = self._parts(size_px, threshold)
+            predicted_macs += rows * each[0]
+            packing += rows * each[1]
+        predicted_s = self.seconds(predicted_macs + packing)
         macs = float(used_macs(self._manifest.graph(size_px), kept.sum(axis=2), thresholds > 0).sum())
         low, high = _CORRECTION_BOUNDS
         correction = self._corrections[size_px]
-        target = correction * macs / (predicted_macs - packing)
-        self._corrections[size_px] = float(np.clip(correction + _CORRECTION_WEIGHT * (target - correction), low, high))
+        target = correction * macs / predicted_macs
+        self._corrections[size_px] = min(max(correction + _CORRECTION_WEIGHT * (target - correction), low), high)
         self._fit.add(macs + packing, seconds)
         return seconds / predicted_s if predicted_s else None
 
@@ -92,9 +95,11 @@ class CostModel:
             self._looks_due = fade * self._looks_due + again
             self._looks_expected = fade * self._looks_expected + images * share
 
-    def _packing(self, size_px: int, threshold: float) -> float:
-        found = expected(self._manifest, size_px, threshold)
-        return (found.time_ratio - found.macs_ratio) * self._manifest.full.dense_macs
+    def _parts(self, size_px: int, threshold: float) -> tuple[float, float]:
+        """Predicted MACs of one image, and what packing takes beside them."""
+        found, dense_macs = expected(self._manifest, size_px, threshold), self._manifest.full.dense_macs
+        macs = found.macs_ratio * self._corrections[size_px] * dense_macs
+        return macs, (found.time_ratio - found.macs_ratio) * dense_macs
 
 
 class _FadingLine:

@@ -102,16 +102,15 @@ async def ask(
         later_macs, since_s: of first and of second looks, for the batcher.
     """
     futures = model.batcher.submit_many(images, thresholds, deadline, later_macs=later_macs, since_s=since_s)
-    everything = asyncio.gather(*futures)
-    everything.add_done_callback(lambda done: done.cancelled() or done.exception())  # may end with nobody asking
-    leaving = asyncio.create_task(_wait_for_disconnect(request))
+    leaving = asyncio.create_task(_withdraw_when_left(request, futures))
     if since_s is None:
         request.state.admitted_s = asyncio.get_running_loop().time()
     try:
-        await asyncio.wait((everything, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not everything.done():
-            raise ClientDisconnect
-        return everything.result()
+        return await asyncio.gather(*futures) if len(futures) > 1 else [await futures[0]]  # the latter is sooner
+    except asyncio.CancelledError:
+        if leaving.done():
+            raise ClientDisconnect from None
+        raise
     finally:
         leaving.cancel()
         for future in futures:
@@ -147,6 +146,8 @@ def record(
     )
 
 
-async def _wait_for_disconnect(request: Request) -> None:
+async def _withdraw_when_left(request: Request, futures: Sequence[asyncio.Future[Answer]]) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+    for future in futures:
+        future.cancel()

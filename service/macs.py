@@ -14,8 +14,8 @@ def used_macs(graph: Graph, kept_counts: NDArray[np.integer], gated: bool | NDAr
     Each layer costs `constant + per_kept * k + per_kept_squared * k**2`; patch embedding and head cost a fixed sum.
     `gated` (...): did gates run? They don't at threshold 0, where there is nothing to decide: the dense model's cost.
     """
-    terms = np.array([(m.constant, m.per_kept, m.per_kept_squared) for m in graph.layer_macs], np.int64)  # (L, 3)
+    constant, per_kept, per_kept_squared = graph.macs_terms
     k = kept_counts.astype(np.int64)
-    layers = terms[:, 0] + terms[:, 1] * k + terms[:, 2] * k**2  # (..., L)
+    layers = constant + (per_kept + per_kept_squared * k) * k  # (..., L)
     total: NDArray[np.int64] = graph.fixed_macs + layers.sum(axis=-1)
     return np.where(gated, total, graph.dense_macs)

@@ -28,12 +28,12 @@ def make_receipt(manifest: Manifest, choice: Choice, kept: NDArray[np.bool_]) ->
     """The receipt for one image that ran at `choice` from its kept patches (L, P)."""
     patches = kept.shape[1]
     kept_counts = kept.sum(axis=1, dtype=np.int64)  # (L,)
-    skipped = patches - kept_counts
+    skipped = tuple((patches - kept_counts).tolist())
     used = int(used_macs(manifest.graph(choice.size_px), kept_counts, choice.threshold > 0))
     return Receipt(
         patches=patches,
-        skipped_per_layer=tuple(skipped.tolist()),
-        skipped_mean=float(skipped[list(manifest.gated_layers)].mean()),
+        skipped_per_layer=skipped,
+        skipped_mean=sum(skipped[layer] for layer in manifest.gated_layers) / len(manifest.gated_layers),
         macs_used=used,
         macs_ratio=used / manifest.full.dense_macs,
     )

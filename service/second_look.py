@@ -30,6 +30,8 @@ def second_of(manifest: Manifest, choice: Choice) -> Choice:
 
 def unsure(manifest: Manifest, first: Sequence[Computed], choice: Choice) -> list[int]:
     """Which answers give no label the probability that `choice` wants, and had less than its second look."""
+    if not choice.sure:
+        return []
     second = second_of(manifest, choice)
     return [
         index

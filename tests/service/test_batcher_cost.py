@@ -32,6 +32,7 @@ async def test_an_image_dearer_than_a_batch_may_be_goes_alone() -> None:
     async with running(engine, clock=clock, max_batch_work_s=0.5) as batcher:
         engine.on_batch = lambda: clock.advance(1.0)
         await batcher.submit(image(0), 0.0, None)
+        await batcher.idle.wait()  # an answer may come before the prediction has learned from its run
         await asyncio.gather(*batcher.submit_many([image(1), image(2)], [0.0, 0.0], None))
     assert engine.batches == [[0], [1], [2]]
 
@@ -134,6 +135,7 @@ async def test_predictions_learn_from_runs() -> None:
         engine.on_batch = lambda: clock.advance(1.0)
         assert batcher.finish_s(28, 0.0, 1, clock() + 9) == 0  # nothing is known yet
         await batcher.submit(image(0), 0.0, None)
+        await batcher.idle.wait()
         assert batcher.run_s(28, 0.0, 2) == pytest.approx(2.0)
         await busy(engine, batcher)
         waiting = batcher.submit(image(1), 0.0, None)

@@ -75,7 +75,7 @@ def test_a_size_restricts_the_search() -> None:
 
 def test_of_equally_accurate_pairs_the_dearer_is_taken() -> None:
     points = [point.model_copy(update={"accuracy": 0.5}) for point in MANIFEST.calibration]
-    manifest = MANIFEST.model_copy(update={"calibration": tuple(points)})
+    manifest = fake_manifest(calibration=[point.model_dump() for point in points])
     assert solve(manifest, 1.0) == Choice(28, 0.0)
 
 
@@ -110,7 +110,7 @@ def test_load_and_deadlines_look_at_time_not_at_macs() -> None:
     slow = [
         point.model_copy(update={"time_ratio": 0.95}) if point.threshold else point for point in MANIFEST.calibration
     ]
-    manifest = MANIFEST.model_copy(update={"calibration": tuple(slow)})
+    manifest = fake_manifest(calibration=[point.model_dump() for point in slow])
     assert solve(manifest, 0.6) == Choice(28, 0.5)
     assert cheaper(manifest, Choice(28, 0.0), 0.6) == Choice(14, 0.0)  # skipping would save MACs and no time
     assert cheaper(manifest, Choice(14, 0.0), 0.6) == Choice(14, 0.0)
