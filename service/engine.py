@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from service.artifact import Precision
 from service.errors import InferenceFailed
 
 
@@ -20,6 +21,11 @@ class EngineOutput(NamedTuple):
 
 class Engine(Protocol):
     """Anything that classifies a batch of images of one size."""
+
+    @property
+    def precision(self) -> Precision:
+        """Of the large matrix products."""
+        ...
 
     def infer(self, images: NDArray[np.uint8], threshold: NDArray[np.float32]) -> EngineOutput:
         """Classify `images` (B, H, W, 3) RGB, each row with its own score threshold (B,) in [0, 1]."""

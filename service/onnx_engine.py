@@ -13,6 +13,7 @@ from service.artifact import Bundle, Precision
 from service.engine import EngineOutput, check_output
 from service.errors import BundleError, InferenceFailed
 from service.execution import (
+    PrecisionChoice,
     Provider,
     available_providers,
     choose_execution,
@@ -36,7 +37,7 @@ class OnnxEngine:
         bundle: Bundle,
         *,
         threads: int,
-        precision: Precision = "float32",
+        precision: PrecisionChoice = "float32",
         provider: Provider = "auto",
         max_batch_size: int = 32,
     ) -> None:
@@ -47,7 +48,12 @@ class OnnxEngine:
             BundleError: the graph isn't there in this precision, doesn't load, or hasn't the contract's inputs.
         """
         self.execution = choose_execution(
-            provider, precision, threads=threads, max_batch_size=max_batch_size, available=available_providers()
+            provider,
+            precision,
+            threads=threads,
+            max_batch_size=max_batch_size,
+            available=available_providers(),
+            offered=bundle.manifest.served.keys(),
         )
         self._classes = len(bundle.manifest.labels)
         self._layers = bundle.manifest.layers
@@ -55,6 +61,11 @@ class OnnxEngine:
         self._run_options = ort.RunOptions()
         self._gated = self._load(bundle, bundle.manifest.served)
         self._dense = self._load(bundle, bundle.manifest.dense)
+
+    @property
+    def precision(self) -> Precision:
+        """Of the large matrix products."""
+        return self.execution.precision
 
     def infer(self, images: NDArray[np.uint8], threshold: NDArray[np.float32]) -> EngineOutput:
         """Classify `images` (B, H, W, 3) of one of the bundle's sizes, each row with its own threshold (B,).

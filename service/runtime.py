@@ -50,7 +50,7 @@ def _check(settings: Settings) -> None:
         )
     if settings.engine == "torchscript" and settings.provider == "tensorrt":
         raise SettingsError("SKIPVIT_PROVIDER=tensorrt is ONNX Runtime's: set SKIPVIT_ENGINE=onnxruntime")
-    if settings.engine == "torchscript" and settings.precision != "float32":
+    if settings.engine == "torchscript" and settings.precision not in ("auto", "float32"):
         raise SettingsError(
             f"SKIPVIT_PRECISION={settings.precision} isn't there with SKIPVIT_ENGINE=torchscript, which is float32 "
             "alone: set SKIPVIT_PRECISION=float32 or SKIPVIT_ENGINE=onnxruntime"

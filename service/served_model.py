@@ -113,7 +113,7 @@ def serve_model(
     )
     on_find = partial(metrics.on_find, manifest.name)
     cache = AnswerCache(manifest, settings.cache_bytes, on_find) if settings.cache_bytes else None
-    metrics.serve(manifest, settings.precision)
+    metrics.serve(manifest, engine.precision)
     batcher.start()
     guard.start()
     return ServedModel(bundle, batcher, cost, planner, guard, cache)

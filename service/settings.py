@@ -11,8 +11,6 @@ from typing import Annotated, Literal
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from service.artifact import Precision
-
 ENV_PREFIX = "SKIPVIT_"
 DEFAULT_PORT = 8000
 
@@ -65,10 +63,11 @@ class Settings(BaseSettings):
         "`service-torch` and files that `python -m export --format torchscript` writes; it takes more memory and has "
         "no int8.",
     )
-    precision: Precision = Field(
-        "float32",
-        description="Of the large matrix products. int8, for CPUs, answers about 1.5 times as many images; float16 is "
-        "for GPUs. With either a few answers change, the manifest says how many.",
+    precision: Literal["auto", "float32", "float16", "int8"] = Field(
+        "auto",
+        description="Of the large matrix products. auto takes int8 on CPUs if the bundle has it, else float32: int8 "
+        "answers about 1.5 times as many images. float16 is for GPUs. With either a few answers change, the manifest "
+        "says how many.",
     )
     provider: Literal["auto", "cpu", "cuda", "tensorrt"] = Field(
         "auto",

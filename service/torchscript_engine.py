@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.artifact import Bundle
+from service.artifact import Bundle, Precision
 from service.engine import EngineOutput, check_output
 from service.errors import BundleError, InferenceFailed, SettingsError
 from service.torchscript_record import find_torchscript, torchscript_mend
@@ -58,6 +58,11 @@ class TorchScriptEngine:
                     f"{torchscript_mend(bundle.path)}"
                 ) from error
             _share(constants(self._modules[size_px]), held)
+
+    @property
+    def precision(self) -> Precision:
+        """Of the large matrix products."""
+        return "float32"
 
     def infer(self, images: NDArray[np.uint8], threshold: NDArray[np.float32]) -> EngineOutput:
         """Classify `images` (B, H, W, 3) of one of the bundle's sizes, each row with its own threshold (B,).

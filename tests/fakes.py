@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.artifact import Bundle, Manifest
+from service.artifact import Bundle, Manifest, Precision
 from service.engine import EngineOutput
 from service.errors import BundleError
 from service.settings import Settings
@@ -41,6 +41,8 @@ class FakeEngine:
     `hold()` makes it stop at the next batch until `release()`; images whose first pixel is in `poison` raise, those in
     `not_finite` get NaN logits. `deaf`: a hung one, which `terminate` doesn't reach. It never sleeps.
     """
+
+    precision: Precision = "float32"
 
     def __init__(
         self, *, poison: frozenset[int] = frozenset(), not_finite: frozenset[int] = frozenset(), deaf: bool = False

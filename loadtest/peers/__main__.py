@@ -82,7 +82,7 @@ class Contender:
 def contenders(options: argparse.Namespace, shared: dict[str, str]) -> list[Contender]:
     """Ours first: its capacity is 1x."""
     ours = {"SKIPVIT_CACHE_BYTES": "0", "SKIPVIT_THREADS": str(options.threads)}
-    ours["SKIPVIT_MAX_BATCH_SIZE"] = str(options.batch)
+    ours |= {"SKIPVIT_MAX_BATCH_SIZE": str(options.batch), "SKIPVIT_PRECISION": "float32"}  # as the others compute
     fixed, adaptive = ours | {"SKIPVIT_ADAPTIVE": "0"}, ours | {"SKIPVIT_ADAPTIVE": "1"}
     int8 = fixed | {"SKIPVIT_PRECISION": "int8"}
     python = shlex.quote(str(options.python))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnxruntime as ort
 import pytest
 
@@ -11,6 +13,8 @@ from service.execution import (
     CPU,
     CUDA,
     TENSORRT,
+    Execution,
+    PrecisionChoice,
     Provider,
     available_providers,
     choose_execution,
@@ -19,10 +23,33 @@ from service.execution import (
 )
 
 GPU_RUNTIME = [TENSORRT, CUDA, CPU]
+ALL: list[Precision] = ["float32", "float16", "int8"]
 
 
 def chosen(provider: Provider, precision: Precision, available: list[str]) -> tuple[str, ...]:
-    return choose_execution(provider, precision, threads=2, max_batch_size=32, available=available).providers
+    return settled(provider, precision, available).providers
+
+
+def settled(
+    provider: Provider, precision: PrecisionChoice, available: list[str], offered: Sequence[Precision] = ("float32",)
+) -> Execution:
+    return choose_execution(provider, precision, threads=2, max_batch_size=32, available=available, offered=offered)
+
+
+@pytest.mark.parametrize(
+    ("provider", "available", "offered", "expected"),
+    [
+        ("auto", [CPU], ALL, "int8"),
+        ("cpu", GPU_RUNTIME, ALL, "int8"),
+        ("auto", [CPU], ["float32", "float16"], "float32"),
+        ("auto", GPU_RUNTIME, ALL, "float32"),
+        ("tensorrt", GPU_RUNTIME, ALL, "float32"),
+    ],
+)
+def test_left_open_the_precision_is_int8_where_a_cpu_can_have_it(
+    provider: Provider, available: list[str], offered: list[Precision], expected: Precision
+) -> None:
+    assert settled(provider, "auto", available, offered).precision == expected
 
 
 @pytest.mark.parametrize(
@@ -61,7 +88,9 @@ def test_what_cant_be_is_refused_with_its_mend(
 
 
 def test_tensorrt_gets_one_range_of_shapes_for_all_batches() -> None:
-    execution = choose_execution("tensorrt", "float16", threads=2, max_batch_size=24, available=GPU_RUNTIME)
+    execution = choose_execution(
+        "tensorrt", "float16", threads=2, max_batch_size=24, available=GPU_RUNTIME, offered=ALL
+    )
     assert execution.on_gpu
     entries = dict(provider_entries(execution, (98, 56)))
     assert list(entries) == [TENSORRT, CUDA, CPU]
@@ -70,7 +99,9 @@ def test_tensorrt_gets_one_range_of_shapes_for_all_batches() -> None:
 
 
 def test_options_are_those_that_the_runtime_takes() -> None:
-    execution = choose_execution("auto", "float32", threads=3, max_batch_size=8, available=available_providers())
+    execution = choose_execution(
+        "auto", "float32", threads=3, max_batch_size=8, available=available_providers(), offered=ALL
+    )
     options = session_options(execution)
     assert options.intra_op_num_threads == 3
     assert not options.enable_mem_pattern
