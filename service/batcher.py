@@ -235,8 +235,7 @@ class Batcher:
         self.last_progress = self._clock()
 
     async def _run(self, batch: Batch) -> None:
-        rows = range(len(batch.entries))
-        running = self._start(batch, rows)
+        running = self._start(batch, rows := range(len(batch.entries)))
         self._backlog.open_next()
         try:
             await running
@@ -267,9 +266,8 @@ class Batcher:
         thresholds = np.array([entry.threshold for entry in entries], np.float32)
         started_s = self._clock()
         self._run_until_s = started_s + self._cost.seconds(sum(entry.macs for entry in entries))
-        job = asyncio.get_running_loop().run_in_executor(
-            self._thread, self._infer, batch.buffer[rows.start : rows.stop], thresholds
-        )
+        images = batch.buffer[rows.start : rows.stop]
+        job = asyncio.get_running_loop().run_in_executor(self._thread, self._infer, images, thresholds)
         return self._resolve(job, entries, thresholds, started_s, batch.size_px, reason or batch.reason)
 
     async def _resolve(
@@ -291,8 +289,8 @@ class Batcher:
         if not len(self._backlog):
             await asyncio.sleep(0)  # the engine has nothing to do: answers leave before their account is made
         error_ratio = self._cost.learn(size_px, thresholds, output.kept, inference_s)
-        oldest_queue_s = started_s - min(entry.admitted_s for entry in entries)
-        self._on_batch(BatchStats(size_px, len(entries), reason, oldest_queue_s, inference_s, error_ratio))
+        oldest_s = started_s - min(entry.admitted_s for entry in entries)
+        self._on_batch(BatchStats(size_px, len(entries), reason, oldest_s, inference_s, error_ratio))
 
     def _infer(self, images: NDArray[np.uint8], thresholds: NDArray[np.float32]) -> tuple[EngineOutput, float]:
         """On the engine's thread: run, check, measure."""

@@ -219,6 +219,7 @@ class ModelSummary(ModelId):
     """A served model."""
 
     architecture: str
+    precision: str = Field(description="Of the large matrix products, as the engine runs them.")
     sizes_px: list[int]
     presets: list[str]
     labels: int = Field(description="How many labels it knows.")

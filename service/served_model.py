@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass, field
 from functools import partial
 
-from service.artifact import Bundle, Manifest, load_bundle
+from service.artifact import Bundle, Manifest, Precision, load_bundle
 from service.batcher import Batcher
 from service.cache import AnswerCache
 from service.controller import Controller
@@ -27,6 +27,7 @@ class ServedModel:
     """Built once its engine is warm; its batcher runs from `start` to `drain`."""
 
     bundle: Bundle
+    precision: Precision  # of the engine
     batcher: Batcher
     cost: CostModel
     planner: Planner
@@ -116,4 +117,4 @@ def serve_model(
     metrics.serve(manifest, engine.precision)
     batcher.start()
     guard.start()
-    return ServedModel(bundle, batcher, cost, planner, guard, cache)
+    return ServedModel(bundle, engine.precision, batcher, cost, planner, guard, cache)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from service.artifact import Manifest
+from service.artifact import Manifest, Precision
 from service.schemas import ModelList, ModelSummary, Problem
 from service.serving import ServingDep
 
@@ -14,7 +14,7 @@ router = APIRouter(prefix="/v1/models", tags=["models"])
 @router.get("")
 async def list_models(serving: ServingDep) -> ModelList:
     """The served models."""
-    return ModelList(models=[_summary(model.manifest) for model in serving.models.values()])
+    return ModelList(models=[_summary(model.manifest, model.precision) for model in serving.models.values()])
 
 
 @router.get(
@@ -29,11 +29,12 @@ async def get_model(name: str, serving: ServingDep) -> Manifest:
     return serving.model(name).manifest
 
 
-def _summary(manifest: Manifest) -> ModelSummary:
+def _summary(manifest: Manifest, precision: Precision) -> ModelSummary:
     return ModelSummary(
         name=manifest.name,
         version=manifest.version,
         architecture=manifest.architecture,
+        precision=precision,
         sizes_px=list(manifest.sizes_px),
         presets=list(manifest.presets),
         labels=len(manifest.labels),
