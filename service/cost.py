@@ -73,8 +73,7 @@ class CostModel:
             predicted_macs += rows * each[0]
             packing += rows * each[1]
         predicted_s = self.seconds(predicted_macs + packing)
-        graph, gated = self._manifest.graph(size_px), thresholds > 0
-        macs = float(used_macs(graph, kept.sum(axis=2), gated).sum() if gated.any() else graph.dense_macs * len(kept))
+        macs = float(used_macs(self._manifest.graph(size_px), kept.sum(axis=2), thresholds > 0).sum())
         low, high = _CORRECTION_BOUNDS
         correction = self._corrections[size_px]
         target = correction * macs / predicted_macs

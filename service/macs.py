@@ -14,6 +14,8 @@ def used_macs(graph: Graph, kept_counts: NDArray[np.integer], gated: bool | NDAr
     Each layer costs `constant + per_kept * k + per_kept_squared * k**2`; patch embedding and head cost a fixed sum.
     `gated` (...): did gates run? They don't at threshold 0, where there is nothing to decide: the dense model's cost.
     """
+    if not np.any(gated):
+        return np.full(kept_counts.shape[:-1], graph.dense_macs)
     constant, per_kept, per_kept_squared = graph.macs_terms
     k = kept_counts.astype(np.int64)
     layers = constant + (per_kept + per_kept_squared * k) * k  # (..., L)

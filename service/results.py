@@ -26,13 +26,10 @@ class Receipt(NamedTuple):
 
 def make_receipt(manifest: Manifest, choice: Choice, kept: NDArray[np.bool_]) -> Receipt:
     """The receipt for one image that ran at `choice` from its kept patches (L, P)."""
-    layers, patches = kept.shape
-    if not choice.threshold:  # there was nothing to decide
-        dense_macs = manifest.graph(choice.size_px).dense_macs
-        return Receipt(patches, (0,) * layers, 0.0, dense_macs, dense_macs / manifest.full.dense_macs)
+    patches = kept.shape[1]
     kept_counts = kept.sum(axis=1, dtype=np.int64)  # (L,)
     skipped = tuple((patches - kept_counts).tolist())
-    used = int(used_macs(manifest.graph(choice.size_px), kept_counts, gated=True))
+    used = int(used_macs(manifest.graph(choice.size_px), kept_counts, choice.threshold > 0))
     return Receipt(
         patches=patches,
         skipped_per_layer=skipped,

@@ -100,6 +100,8 @@ def test_the_first_answer_has_the_label_what_was_skipped_and_what_it_cost(port: 
     after = run_curl("curl -s localhost:8000/metrics", port)
     (result,) = answer["results"]
     assert result["predictions"][0]["label"] == "snake"
+    shown = json.loads(re.search(r"```json\n(.*?)```", README, re.S)[1])["results"][0]  # type: ignore[index]
+    assert result["skipped_patches"]["mean"] == pytest.approx(shown["skipped_patches"]["mean"], abs=0.5)
     assert result["threshold"] == 0.5
     assert len(result["skipped_patches"]["per_layer"]) == 12
     assert result["skipped_patches"]["mean"] > 0

@@ -47,6 +47,7 @@ def test_who_has_begun_to_drain_never_becomes_ready() -> None:
 
 def test_models_are_listed_and_shown_with_their_calibration(client: TestClient) -> None:
     (model,) = client.get("/v1/models").json()["models"]
+    assert model["precision"] == FakeEngine.precision
     assert model["name"] == "fake"
     assert model["sizes_px"] == [28, 14]
     assert client.get("/v1/models/fake").json() == fake_manifest().model_dump(mode="json")
