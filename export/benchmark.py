@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import re
 import shlex
 import sys
 import time
@@ -45,6 +46,8 @@ from service.errors import ServiceError
 
 THRESHOLDS = (0.15, 0.25, 0.4, 0.6, 0.7)
 MIN_ROUNDS = 6
+INSTRUCTIONS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")  # that speed turns on
+_KEY_AND_VALUE = re.compile(r"^(model name|flags)\s*: (.*)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -180,12 +183,14 @@ def run(bundle: Bundle, options: argparse.Namespace) -> dict[str, Any]:
 
 def machine() -> dict[str, Any]:
     """What the numbers were measured on."""
-    name = platform.processor() or platform.machine()
-    if (info := Path("/proc/cpuinfo")).exists():
-        name = next(
-            (line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line), name
-        )
-    found: dict[str, Any] = {"cpu": name, "threads": usable_cpus()}
+    info = Path("/proc/cpuinfo")
+    about = dict(_KEY_AND_VALUE.findall(info.read_text())) if info.exists() else {}
+    flags = about.get("flags", "").split()
+    found: dict[str, Any] = {
+        "cpu": about.get("model name") or platform.processor() or platform.machine(),
+        "instructions": [name for name in INSTRUCTIONS if name in flags],
+        "threads": usable_cpus(),
+    }
     for package in ("onnxruntime", "torch", "openvino"):
         try:
             found[package] = version(package).split("+")[0]
