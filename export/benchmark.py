@@ -46,7 +46,8 @@ from service.errors import ServiceError
 
 THRESHOLDS = (0.15, 0.25, 0.4, 0.6, 0.7)
 MIN_ROUNDS = 6
-INSTRUCTIONS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")  # that speed turns on
+INSTRUCTIONS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")  # for speed
+_CPUINFO = Path("/proc/cpuinfo")
 _KEY_AND_VALUE = re.compile(r"^(model name|flags)\s*: (.*)$", re.MULTILINE)
 
 
@@ -183,8 +184,7 @@ def run(bundle: Bundle, options: argparse.Namespace) -> dict[str, Any]:
 
 def machine() -> dict[str, Any]:
     """What the numbers were measured on."""
-    info = Path("/proc/cpuinfo")
-    about = dict(_KEY_AND_VALUE.findall(info.read_text())) if info.exists() else {}
+    about = dict(_KEY_AND_VALUE.findall(_CPUINFO.read_text())) if _CPUINFO.exists() else {}
     flags = about.get("flags", "").split()
     found: dict[str, Any] = {
         "cpu": about.get("model name") or platform.processor() or platform.machine(),

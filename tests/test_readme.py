@@ -249,3 +249,29 @@ def test_the_load_table_is_what_was_measured() -> None:
 
 def is_balanced(cell: dict[str, Any]) -> bool:
     return bool(cell["query"] == "preset=balanced" and cell["kind"] == "steady")
+
+
+def test_the_table_with_vnni_is_what_was_measured() -> None:
+    bench, manifest = (json.loads((ZOO / f"{name}.json").read_text()) for name in ("benchmark-vnni", "manifest"))
+    assert bench["version"] == manifest["version"]
+    assert "avx512_vnni" in bench["machine"]["instructions"]
+    timed = {
+        (row["precision"], row["size_px"], row["sure"], row["batch_size"]): row
+        for row in bench["rows"]
+        if row["threshold"] == 0
+    }
+    shown = re.findall(r"^\| `(\w+)` \|" + 6 * r" ([\d.]+) \|" + "$", README, re.M)
+    assert [name for name, *_ in shown] == ["full", "balanced", "economy"]
+    columns = [(precision, batch_size) for precision in ("float32", "int8") for batch_size in (1, 8, 32)]
+    for name, *ratios in shown:
+        preset = manifest["presets"][name]
+        for (precision, batch_size), ratio in zip(columns, ratios, strict=True):
+            row = timed[precision, preset["size_px"], preset["sure"], batch_size]
+            assert float(ratio) == pytest.approx(row["speedup"], abs=0.0051)
+    eager = {row["batch_size"]: row["images_s"] for row in bench["rows"] if row["precision"] == "timm"}
+    said = re.search(r"answers ([\d.]+), ([\d.]+) and ([\d.]+) times as many images as timm's", README)
+    assert said
+    balanced = manifest["presets"]["balanced"]
+    for batch_size, ratio in zip((1, 8, 32), said.groups(), strict=True):
+        ours = timed["int8", balanced["size_px"], balanced["sure"], batch_size]["images_s"]
+        assert float(ratio) == pytest.approx(ours / eager[batch_size], abs=0.051)

@@ -169,3 +169,18 @@ def test_images_of_other_classes_are_refused(
         Image.new("RGB", (32, 32)).save(tmp_path / "test" / name / "0.png")
     assert rival_accuracy.main(["--bundle", str(tiny_bundle), "--data", str(tmp_path)]) == 2
     assert "other classes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "found"), [("fpu avx2 avx512_vnni sse", ["avx2", "avx512_vnni"]), ("fpu avx2x", []), (None, [])]
+)
+def test_the_machine_names_the_vector_instructions_it_has(
+    flags: str | None, found: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    info = tmp_path / "cpuinfo"
+    if flags is not None:
+        info.write_text(f"processor\t: 0\nmodel name\t: Some CPU\nflags\t\t: {flags}\n\nprocessor\t: 1\n")
+    monkeypatch.setattr(benchmark, "_CPUINFO", info)
+    machine = benchmark.machine()
+    assert machine["instructions"] == found
+    assert machine["cpu"] and (flags is None or machine["cpu"] == "Some CPU")
