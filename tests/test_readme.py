@@ -275,3 +275,12 @@ def test_the_table_with_vnni_is_what_was_measured() -> None:
     for batch_size, ratio in zip((1, 8, 32), said.groups(), strict=True):
         ours = timed["int8", balanced["size_px"], balanced["sure"], batch_size]["images_s"]
         assert float(ratio) == pytest.approx(ours / eager[batch_size], abs=0.051)
+    said = re.search(
+        r"it answers (\d+) images a second, .* (\d+), and OpenVINO's\s+dense model in bf16 (\d+)\.", README
+    )
+    assert said
+    equal = next(row for row in bench["equal_accuracy"] if (row["setting"], row["precision"]) == ("balanced", "int8"))
+    openvino = next(row for row in bench["rows"] if (row["precision"], row["batch_size"]) == ("openvino", 32))
+    assert "bf16" in openvino["rival"]
+    found = equal["images_s"], equal["rivals"]["dense-int8"], openvino["images_s"]
+    assert [int(each) for each in said.groups()] == [round(each) for each in found]
