@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 _PACKAGES = ("aiohttp", "numpy", "onnxruntime", "fastapi", "uvicorn")
+_INSTRUCTIONS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")  # for speed
 
 
 def describe(command: Sequence[str]) -> dict[str, Any]:
@@ -20,7 +21,8 @@ def describe(command: Sequence[str]) -> dict[str, Any]:
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "command": " ".join(command),
         "commit": _commit(),
-        "cpu": _cpu(),
+        "cpu": _of_cpu("model name") or platform.processor() or platform.machine(),
+        "instructions": [name for name in _INSTRUCTIONS if name in _of_cpu("flags").split()],
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gib": _memory_gib(),
         "load_before": round(os.getloadavg()[0], 2),  # other work on the machine spoils a measurement
@@ -43,11 +45,11 @@ def _commit() -> str:
     return found[0] + ("+changes" if found[1] else "")
 
 
-def _cpu() -> str:
+def _of_cpu(key: str) -> str:
+    """What Linux tells of the first CPU; empty where it doesn't."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")
 
 
 def _memory_gib() -> float | None:

@@ -53,7 +53,7 @@ def test_every_request_of_the_schedule_is_sent_and_held_against_its_label(images
     assert summary["skipped_ratio"] == 0.5
     assert summary["points"]["threshold=0.5"]["skipped_per_layer"] == [0, 0.5, 0.5]
     assert summary["phases"]["inference"]["p50"] == pytest.approx(0.0003)
-    assert set(result["environment"]) >= {"command", "commit", "cpu", "cpus", "packages"}
+    assert set(result["environment"]) >= {"command", "commit", "cpu", "instructions", "cpus", "packages"}
     assert {request.headers["content-type"] for request in server.requests} == {"image/png"}
 
 
