@@ -231,6 +231,23 @@ def test_the_table_of_peers_is_what_was_measured() -> None:
             assert float(shown_ms) == pytest.approx(1e3 * cells[name, rate]["latency_s"]["p99"], abs=0.51)
 
 
+def test_the_tables_of_what_the_server_adds_are_what_was_measured() -> None:
+    results = [
+        json.loads((ROOT / "loadtest" / "results" / name / "overhead.json").read_text())
+        for name in ("overhead", "overhead-vnni")
+    ]
+    assert "avx512_vnni" in results[1]["environment"]["instructions"]
+    version = json.loads((ZOO / "manifest.json").read_text())["version"]
+    assert [result["model"]["version"] for result in results] == [version, version]
+    section = SERVING.partition("## What the server adds\n")[2].partition("\n## ")[0]
+    shown = re.findall(r"^\| [^|]+ \|" + r" ([\d.]+)(?: s| ms| MB)? \|" * 3 + "$", section, re.M)
+    assert len(shown) == len(results[0]["targets"])
+    for row, *measured in zip(shown, *(result["targets"] for result in results), strict=True):
+        for text, held in zip(row, measured, strict=False):
+            assert float(text) == pytest.approx(held["value"], abs=0.51 * 10 ** -len(text.partition(".")[2]))
+        assert float(row[2]) == measured[0]["target"] == measured[1]["target"]
+
+
 def test_the_load_table_is_what_was_measured() -> None:
     sweep = json.loads((ROOT / "loadtest" / "results" / "sweep" / "results.json").read_text())
     cells = {(cell["rate_rps"], cell["adaptive"]): cell["summary"] for cell in sweep["cells"] if is_balanced(cell)}
