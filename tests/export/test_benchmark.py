@@ -184,3 +184,8 @@ def test_the_machine_names_the_vector_instructions_it_has(
     machine = benchmark.machine()
     assert machine["instructions"] == found
     assert machine["cpu"] if flags is None else machine["cpu"] == "Some CPU"
+
+
+def test_the_bench_and_the_load_test_name_the_same_machine() -> None:
+    bench, load = benchmark.machine(), environment.describe([])
+    assert [bench[name] for name in ("cpu", "instructions")] == [load[name] for name in ("cpu", "instructions")]
