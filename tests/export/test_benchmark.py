@@ -16,6 +16,7 @@ from export.benchmark_plot import draw
 from export.equal_accuracy import compare
 from export.precision import SURE
 from export.rivals import Answer, Rival, constant
+from loadtest import environment
 from service.artifact import load_bundle
 from service.budget import Choice
 
