@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
+from onnx import ModelProto
 from torch import Tensor, nn
 
 from export.calibrate import calibration_points, choose_presets, dense_row, second_look_points
@@ -182,13 +183,17 @@ def _write_graph(module: nn.Module, inputs: tuple[Tensor, ...], file: Path) -> N
 def write_served(models: dict[int, PrunedViT], file: Path) -> None:
     """A graph that is served, for all sizes, in float32 and float16."""
     weights, model = file.parent / checkpoint.WEIGHTS, models[min(models)]
-    if len(models) == 1:
-        graph = trace(ServedViT(model, "sparse").eval(), example_inputs(model), (INPUTS, OUTPUTS))
-    else:
-        any_size = AnySizeViT(models)
-        graph = trace(any_size.eval(), example_inputs(model), (INPUTS, OUTPUTS), any_size.side)
-    save(externalise(halved(graph), weights), file.with_name(in_precision(file.name, "float16")))
-    save(externalise(graph, weights), file)
+
+    def traced(*, fused: bool) -> ModelProto:
+        inputs, names = example_inputs(model), (INPUTS, OUTPUTS)
+        if len(models) == 1:
+            return trace(ServedViT(model, "sparse", fused=fused).eval(), inputs, names)
+        any_size = AnySizeViT(models, fused=fused)
+        return trace(any_size.eval(), inputs, names, any_size.side)
+
+    half = in_precision(file.name, "float16")  # for GPUs and TensorRT, which knows standard operators alone
+    save(externalise(halved(traced(fused=False)), weights), file.with_name(half))
+    save(externalise(traced(fused=True), weights), file)
 
 
 def _parities(models: dict[int, PrunedViT], folder: Path, images: LabelledImages) -> dict[str, Parity]:

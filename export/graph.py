@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.func import functional_call
 
+from export.fused import attend, embeds_pixels, with_pixel_embed
 from models.merging import merged_forward
 from models.preprocessing import normalise
 from models.pruned_vit import Execution, PrunedViT
@@ -23,14 +24,15 @@ _NOWHERE = 1 << 40  # no row of any table: a runtime refuses to gather it
 class ServedViT(nn.Module):
     """uint8 images (B, H, W, 3) and thresholds (B,) -> logits (B, classes) float32, kept (B, L, P) bool."""
 
-    def __init__(self, model: PrunedViT, execution: Execution) -> None:
+    def __init__(self, model: PrunedViT, execution: Execution, *, fused: bool = False) -> None:
+        """`fused`: with what `export.fused` has; the sparse path alone."""
         super().__init__()
-        self.model = model
+        self.model = with_pixel_embed(model) if fused else model
         self.execution: Execution = execution
+        self.attend = attend if fused else None
 
     def forward(self, images: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
-        config = self.model.config
-        out = self.model(normalise(images, config.mean, config.std), threshold, self.execution)
+        out = self.model(_inputs(self.model, images), threshold, self.execution, attend=self.attend)
         return out.logits, out.kept
 
 
@@ -40,12 +42,13 @@ class AnySizeViT(nn.Module):
     starts: Tensor  # (largest grid + 1,) int64: where each grid's rows begin in the table of position embeddings
     other_pos_embed: Tensor  # (1, rows, C): the table without the largest size's, which has a parameter
 
-    def __init__(self, models: Mapping[int, PrunedViT]) -> None:
-        """`models`: the same one at each size in px, at least two."""
+    def __init__(self, models: Mapping[int, PrunedViT], *, fused: bool = False) -> None:
+        """`models`: the same one at each size in px, at least two; `fused`: with what `export.fused` has."""
         super().__init__()
         sizes = sorted(models, reverse=True)
-        self.model = deepcopy(models[sizes[0]])
+        self.model = with_pixel_embed(models[sizes[0]]) if fused else deepcopy(models[sizes[0]])
         self.model.vit.patch_embed.img_size = None  # it would insist on its own
+        self.attend = attend if fused else None
         self.patch_px = int(self.model.vit.patch_embed.patch_size[0])
         embeddings = [models[size_px].vit.pos_embed.detach() for size_px in sizes]  # (1, N, C) each, their own N
         self.grids = [size_px // self.patch_px for size_px in sizes]  # patches along a side
@@ -56,12 +59,12 @@ class AnySizeViT(nn.Module):
         self.register_buffer("other_pos_embed", torch.cat(embeddings[1:], 1))
 
     def forward(self, images: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
-        config, vit, grid = self.model.config, self.model.vit, images.shape[1] // self.patch_px
+        vit, grid = self.model.vit, images.shape[1] // self.patch_px
         count = grid * grid + (0 if vit.no_embed_class else vit.num_prefix_tokens)
         every = torch.cat([vit.pos_embed, self.other_pos_embed], 1)
         chosen = every.index_select(1, self.starts[grid] + torch.arange(count))
-        inputs = (normalise(images, config.mean, config.std), threshold, "sparse")
-        out = functional_call(self.model, {"vit.pos_embed": chosen}, inputs)
+        inputs = (_inputs(self.model, images), threshold, "sparse")
+        out = functional_call(self.model, {"vit.pos_embed": chosen}, inputs, {"attend": self.attend})
         return out.logits, out.kept
 
     @property
@@ -81,18 +84,30 @@ def without_gates(model: PrunedViT) -> PrunedViT:
 class DenseViT(nn.Module):
     """The model without gates, and without what nothing reads in the last layer: the rival in benchmarks.
 
-    Its layers are built as the sparse path's are: LayerScales in the weights, no more operators than it needs.
+    Its layers are built as those of the served graph are.
     """
+
+    def __init__(self, model: PrunedViT, *, fused: bool = True) -> None:
+        """`fused`: with what `export.fused` has."""
+        super().__init__()
+        self.model = without_gates(with_pixel_embed(model) if fused else model)
+        self.attend = attend if fused else None
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = _inputs(self.model, images)
+        threshold = torch.zeros_like(x[:, 0, 0, 0], dtype=torch.float32)  # not by `len(x)`, which a trace fixes
+        return self.model(x, threshold, "sparse", attend=self.attend).logits
+
+
+class TimmViT(nn.Module):
+    """timm's own forward, all of it: what exporting the model without further thought gives; a rival in benchmarks."""
 
     def __init__(self, model: PrunedViT) -> None:
         super().__init__()
-        self.model = without_gates(model)
+        self.model = model
 
     def forward(self, images: Tensor) -> Tensor:
-        config = self.model.config
-        x = normalise(images, config.mean, config.std)
-        threshold = torch.zeros_like(x[:, 0, 0, 0])  # not by `len(x)`, which a trace takes for a constant
-        return self.model(x, threshold, "sparse").logits
+        return self.model.vit(_inputs(self.model, images))
 
 
 class MergedViT(nn.Module):
@@ -100,12 +115,16 @@ class MergedViT(nn.Module):
 
     def __init__(self, model: PrunedViT, merged: int) -> None:
         super().__init__()
-        self.model = model
+        self.model = with_pixel_embed(model)
         self.merged = merged
 
     def forward(self, images: Tensor) -> Tensor:
-        config = self.model.config
-        return merged_forward(self.model, normalise(images, config.mean, config.std), self.merged)
+        return merged_forward(self.model, _inputs(self.model, images), self.merged)
+
+
+def _inputs(model: PrunedViT, images: Tensor) -> Tensor:
+    """What a model's embedding takes: pixels as they are, or normalised."""
+    return images if embeds_pixels(model) else normalise(images, model.config.mean, model.config.std)
 
 
 def example_inputs(model: PrunedViT, batch: int = 3) -> tuple[Tensor, Tensor]:

@@ -49,7 +49,7 @@ def write_int8(file: Path, ranges: dict[str, Any]) -> None:
         ExportError: they are of another graph.
     """
     model, spans = onnx.load(file, load_external_data=False), ranges["ranges"]
-    if wrong := sorted({product.key for product in products(model)} ^ set(spans)):
+    if wrong := sorted({key for product in products(model) for key in product.keys} ^ set(spans)):
         raise ExportError(f"{RANGES} doesn't fit {file.name} ({wrong[0]}): observe anew with --calibrate DATA")
     int8 = quantise(model, {key: Range(*span) for key, span in spans.items()})
     save(int8, file.with_name(in_precision(file.name, "int8")))

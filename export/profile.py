@@ -28,6 +28,7 @@ from service.errors import ServiceError
 
 KINDS = {
     "projections and MLPs": ("Gemm", "MatMulIntegerToFloat", "Conv", "ReorderOutput"),
+    "attention, projected": ("Attention", "QAttention"),
     "attention's products, gates": ("MatMul", "FusedMatMul", "Softmax", "Sigmoid", "Greater", "Or", "LessOrEqual"),
     "activation functions": ("Gelu", "BiasGelu", "FastGelu", "QuickGelu"),
     "norms": ("LayerNormalization", "SkipLayerNormalization", "ReduceMean"),
@@ -44,7 +45,7 @@ def profile(
     bundle: Bundle, images: NDArray[np.uint8], threshold: float, precision: Precision
 ) -> dict[str, dict[str, float]]:
     """Milliseconds of a run by kind of operator and by layer, mean over RUNS of `images` (B, S, S, 3) in one batch."""
-    name = bundle.manifest.served.get(precision)
+    name = (bundle.manifest.served if threshold > 0 else bundle.manifest.dense).get(precision)
     if name is None:
         raise ValueError(f"{bundle.path} has no {precision} graph")
     with tempfile.TemporaryDirectory() as scratch:

@@ -3,11 +3,12 @@
 A rival is one function, from uint8 images to logits, and what an image costs it. Dense is the plain model at the
 bundle's input sizes, without gates and without what nothing reads in its last layer, exported as the served graphs are
 and run in ONNX Runtime with the served engine's options; in int8 it has their scheme and the ranges observed for them.
-Token merging is the same at several numbers of patches merged in each layer. timm's own forward runs in torch, as it
-is and compiled for each batch size; OpenVINO compiles the dense graph for each batch size. What isn't installed is left
-out, and stderr says so. Ours are the served engine at one input size and threshold, and in two looks: a smaller size
-first and the full one where the first answer isn't sure, as `service.second_look` has it. It knows no clock and no data
-set.
+timm's own forward is there as a plain export gives it, all layers whole, in the same runtime. Token merging is the same
+as dense at several numbers of patches merged in each layer. timm's own forward runs in torch, too, as it is and
+compiled for each batch size; OpenVINO compiles dense, in standard operators, for each batch size. What isn't installed
+is left out, and stderr says so. Ours are the served engine at one input size and threshold, and in two looks: a smaller
+size first and the full one where the first answer isn't sure, as `service.second_look` has it. It knows no clock and no
+data set.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from onnx import ModelProto
 from torch import nn
 from tqdm import tqdm
 
-from export.graph import INPUTS, DenseViT, MergedViT, example_inputs
+from export.graph import INPUTS, DenseViT, MergedViT, TimmViT, example_inputs
 from export.int8 import RANGES
 from export.quantise import Range, products, quantise
 from export.to_onnx import ExportError, save, to_onnx
@@ -49,7 +50,7 @@ from service.onnx_engine import OnnxEngine
 from service.results import softmax
 
 DENSE, DENSE_INT8, MERGING = "dense", "dense-int8", "merging"
-TIMM, COMPILED, OPENVINO = "timm", "timm-compiled", "openvino"
+EXPORTED, TIMM, COMPILED, OPENVINO = "timm-onnx", "timm", "timm-compiled", "openvino"
 MERGES = 4  # token merging is run at as many numbers of patches merged in each layer
 
 Pixels = NDArray[np.uint8]
@@ -110,7 +111,11 @@ def exported_rivals(bundle: Bundle, threads: int) -> list[Rival]:
                 run = _runs(session(small, threads))
                 found.append(Rival(DENSE_INT8, "ONNX Runtime, dense int8", size_px, macs, run))
         found += merging(model, folder, threads)
-        found += openvino_dense(folder / f"dense-{full.size_px}.onnx", full.size_px, full.dense_macs, threads)
+        full_px, macs = full.size_px, constant(full.timm_forward_macs)
+        run = _runs(session(_export(TimmViT(model), model, folder / "timm.onnx"), threads))
+        found.append(Rival(EXPORTED, "ONNX Runtime, timm's forward", full_px, macs, run, True))
+        plain = _export(DenseViT(model, fused=False), model, folder / "plain.onnx")
+        found += openvino_dense(plain, full_px, full.dense_macs, threads)
     return found
 
 
@@ -142,7 +147,7 @@ def dense_ranges(dense: ModelProto, served: Mapping[str, Range]) -> dict[str, Ra
     Raises:
         ExportError: one isn't among `served`.
     """
-    keys = [product.key for product in products(dense)]
+    keys = [key for product in products(dense) for key in product.keys]
     if missing := [key for key in keys if key not in served]:
         raise ExportError(f"{RANGES} doesn't know {missing[0]}: observe anew with `python -m export --calibrate DATA`")
     return {key: served[key] for key in keys}

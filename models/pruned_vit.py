@@ -27,6 +27,7 @@ from models.selection import keep_patches, keep_tokens, kept_rows
 
 Execution = Literal["masked", "sparse"]
 Decide = Callable[[Tensor, Tensor], Tensor]  # gate logits (B, P), thresholds (B,) -> kept (B, P)
+Attend = Callable[[Attention, Tensor], Tensor]  # normed tokens (B, N, C) -> what they attend to (B, N, C), unprojected
 
 
 class UnsupportedModel(ValueError):
@@ -77,7 +78,8 @@ class PrunedViT(nn.Module):
 
     def embed(self, images: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W) -> tokens (B, N, C), before the first layer."""
-        images = images.to(self.vit.patch_embed.proj.weight.dtype)
+        if images.is_floating_point():  # else the embedding takes pixels, as in `export.graph`
+            images = images.to(self.vit.patch_embed.proj.weight.dtype)
         x = self.vit._pos_embed(self.vit.patch_embed(images))
         return self.vit.norm_pre(self.vit.patch_drop(x))
 
@@ -92,7 +94,12 @@ class PrunedViT(nn.Module):
         return self.gates[str(layer)](block, x, normed, self.vit.num_prefix_tokens)
 
     def forward(
-        self, images: Tensor, threshold: Tensor, execution: Execution = "masked", decide: Decide = keep_patches
+        self,
+        images: Tensor,
+        threshold: Tensor,
+        execution: Execution = "masked",
+        decide: Decide = keep_patches,
+        attend: Attend | None = None,
     ) -> PrunedOutput:
         """Classify with each image's own score threshold.
 
@@ -101,6 +108,7 @@ class PrunedViT(nn.Module):
             threshold: (B,) float in [0, 1].
             execution: `masked` or `sparse`; the outputs are the same up to rounding. `sparse` is for inference.
             decide: which patches to keep; training gives a differentiable rule, for `masked` alone.
+            attend: attention among all tokens, where the sparse path has it; an export gives its runtime's operator.
         """
         if execution == "sparse" and self.config.scaled:
             raise UnsupportedModel(f"a model with scaled {' and '.join(self.config.scaled)} has no sparse path")
@@ -119,7 +127,7 @@ class PrunedViT(nn.Module):
             elif layer == self.layers - 1 and reads_prefix_only(self.vit):
                 x = plain_block(block, x, prefix)
             else:
-                x = block(x) if execution == "masked" else plain_block(block, x, x.shape[1])
+                x = block(x) if execution == "masked" else plain_block(block, x, x.shape[1], attend)
             all_scores.append(scores)
             all_kept.append(kept)
         return PrunedOutput(self.head(x), torch.stack(all_scores, 1), torch.stack(all_kept, 1))
@@ -164,19 +172,24 @@ def sparse_block(block: Block, x: Tensor, normed: Tensor, keep: Tensor, config: 
     return tokens.index_put((kept,), rows).reshape(B, N, C)
 
 
-def plain_block(block: Block, x: Tensor, first: int) -> Tensor:
+def plain_block(block: Block, x: Tensor, first: int, attend: Attend | None = None) -> Tensor:
     """One layer for the `first` tokens alone, exactly; all are their context: x (B, N, C) -> (B, first, C).
 
-    timm's own block where `first` is N, with fewer operators: LayerScales go into the weights.
+    timm's own block where `first` is N, with fewer operators: LayerScales go into the weights. There `attend` may
+    stand for `self_attention`.
     """
-    B, N, C = x.shape
     normed = block.norm1(x)
-    every = normed.flatten(0, 1)
-    query = _project(block.attn, 0, normed[:, :first].flatten(0, 1))
-    key, value = _project(block.attn, 1, every), _project(block.attn, 2, every)
-    mixed = block.attn.norm(_mix(block.attn, query, key, value, B))
-    x = x[:, :first] + block.drop_path1(_scaled(block.ls1, block.attn.proj, mixed).reshape(B, first, C))
+    mixed = self_attention(block.attn, normed, first) if attend is None else attend(block.attn, normed)
+    x = x[:, :first] + block.drop_path1(_scaled(block.ls1, block.attn.proj, block.attn.norm(mixed)))
     return x + block.drop_path2(_feed_forward(block, block.norm2(x)))
+
+
+def self_attention(attn: Attention, normed: Tensor, first: int) -> Tensor:
+    """What the `first` tokens attend to among all: normed (B, N, C) -> (B, first, C), before norm and projection."""
+    every = normed.flatten(0, 1)
+    query = _project(attn, 0, normed[:, :first].flatten(0, 1))
+    key, value = _project(attn, 1, every), _project(attn, 2, every)
+    return _mix(attn, query, key, value, normed.shape[0]).reshape(-1, first, attn.attn_dim)
 
 
 def _project(attn: Attention, part: int, x: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ PrecisionChoice = Literal["auto", "float32", "float16", "int8"]
 ProviderEntry = tuple[str, dict[str, str]]
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+_BEST: dict[Provider, Precision] = {"cpu": "int8", "tensorrt": "float16"}
 _NEEDED = {"cpu": CPU, "cuda": CUDA, "tensorrt": TENSORRT}
 
 
@@ -54,7 +55,8 @@ def choose_execution(
         provider: `auto` takes CUDA where the runtime has it, but the CPU for int8; the CPU otherwise. Never TensorRT,
             which builds its engines for minutes at every start.
         precision: of the large matrix products. `auto` takes int8 on the CPU: half as many images again in batches,
-            as accurate on the test images; float32 on a GPU, and where there is no int8.
+            as accurate on the test images; float32 on a GPU, and where there is no int8. TensorRT takes float16: the
+            float32 graph has operators of ONNX Runtime's own, which would cut its engine into pieces.
         threads: at least 1.
         max_batch_size: rows of the largest batch.
         available: execution providers of this runtime.
@@ -66,7 +68,8 @@ def choose_execution(
     if provider == "auto":
         provider = "cuda" if CUDA in available and precision != "int8" else "cpu"
     if precision == "auto":
-        precision = "int8" if provider == "cpu" and "int8" in offered else "float32"
+        best = _BEST.get(provider, "float32")
+        precision = best if best in offered else "float32"
     if precision == "int8" and provider != "cpu":
         raise SettingsError(
             f"SKIPVIT_PRECISION=int8 is for CPUs, SKIPVIT_PROVIDER={provider} isn't one: set float16 or float32"

@@ -78,8 +78,48 @@ def test_what_lies_outside_the_range_is_clipped_and_zero_is_exact() -> None:
 def test_products_are_named_by_their_weights_and_uses() -> None:
     model = toy(transposed=True)
     model.graph.node.append(helper.make_node("Gemm", ["x", "block.weight", "block.bias"], ["again"], transB=1))
-    assert [product.key for product in products(model)] == ["block.weight:0", "block.weight:1"]
+    assert [product.keys for product in products(model)] == [("block.weight:0",), ("block.weight:1",)]
     assert [product.result for product in products(model)] == ["y", "again"]
+
+
+def test_a_sum_with_a_constant_goes_into_its_product_and_an_activation_is_quantised_once() -> None:
+    nodes = [
+        helper.make_node("Transpose", ["block.weight"], ["w"], perm=[1, 0]),
+        *(helper.make_node("MatMul", ["x", "w"], [name]) for name in ("a", "b", "c")),
+        helper.make_node("Add", ["block.bias", "a"], ["y"]),  # a bias
+        helper.make_node("Add", ["b", "c"], ["z"]),  # none
+    ]
+    model = toy(transposed=True)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    small = quantise(model, {f"block.weight:{use}": Range(-4, 4) for use in range(3)})
+    kinds = [node.op_type for node in small.graph.node]
+    assert (kinds.count("MatMulIntegerToFloat"), kinds.count("QuantizeLinear"), kinds.count("Add")) == (3, 1, 1)
+    x = RNG.standard_normal((40, K)).astype(np.float32)
+    np.testing.assert_allclose(run(small, x), x @ WEIGHT.T + BIAS, atol=0.15)
+
+
+def test_attention_is_three_products_in_one_operator() -> None:
+    width, heads = 32, 2
+    weight = RNG.standard_normal((width, 3 * width)).astype(np.float32) / 5
+    values = {"attn.qkv.weight": weight, "attn.qkv.bias": RNG.standard_normal(3 * width).astype(np.float32)}
+    graph = helper.make_graph(
+        [helper.make_node("Attention", ["x", *values], ["y"], domain="com.microsoft", num_heads=heads)],
+        "attention",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["B", "N", width])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(value, name) for name, value in values.items()],
+    )
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    keys = tuple(f"attn.qkv.weight:{use}" for use in range(3))
+    assert [product.keys for product in products(model)] == [keys]
+    assert quantise(model, {keys[0]: Range(-4, 4)}).graph.node[0].op_type == "Attention"  # two ranges are missing
+    small = quantise(model, {keys[0]: Range(-4, 2), keys[1]: Range(-1, 4), keys[2]: Range(-1, 1)})
+    assert [node.op_type for node in small.graph.node][-1] == "QAttention"
+    x = RNG.standard_normal((3, 7, width)).astype(np.float32).clip(-4, 4)
+    one, other = run(small, x), run(model, x)
+    assert 0 < np.abs(one - other).max() < 0.15
 
 
 def test_a_bundle_has_a_graph_for_all_sizes_in_every_precision_and_no_second_weights(int8_bundle: Bundle) -> None:

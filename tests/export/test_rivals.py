@@ -20,6 +20,7 @@ from export.rivals import (
     COMPILED,
     DENSE,
     DENSE_INT8,
+    EXPORTED,
     MERGING,
     OPENVINO,
     TIMM,
@@ -63,7 +64,7 @@ def test_everybody_is_there_once_dense_first(rivals: list[Rival]) -> None:
     found = {(kind, size_px) for kind, _, size_px, _ in keys if kind != OPENVINO}
     dense = {(kind, size_px) for kind in (DENSE, DENSE_INT8) for size_px in (64, 32)}
     own = {("float32", 64), ("float32", 32), ("int8", 32)}
-    assert found == dense | own | {(MERGING, 64), (TIMM, 64), (COMPILED, 64)}
+    assert found == dense | own | {(MERGING, 64), (EXPORTED, 64), (TIMM, 64), (COMPILED, 64)}
 
 
 @pytest.mark.parametrize("count", [3, 1])
@@ -113,7 +114,7 @@ def test_macs_are_those_of_the_manifest_and_ours_those_of_what_was_kept(
         answer, graph = rival.run(pixels(int8_bundle, rival.size_px).numpy()), int8_bundle.manifest.graph(rival.size_px)
         if rival.kind in (DENSE, DENSE_INT8, OPENVINO):
             assert rival.macs(answer) == graph.dense_macs
-        elif rival.kind in (TIMM, COMPILED):
+        elif rival.kind in (EXPORTED, TIMM, COMPILED):
             assert rival.macs(answer) == graph.timm_forward_macs
     full, half, _ = (rival for rival in rivals if rival.kind == "float32")
     images = pixels(int8_bundle, 64, 8).numpy()
@@ -160,7 +161,7 @@ def test_a_dense_products_range_is_that_of_the_same_product_in_the_served_graph(
     int8_bundle: Bundle, tmp_path: Path
 ) -> None:
     dense = onnx.load(write_dense(int8_bundle, tmp_path), load_external_data=False)
-    keys = [product.key for product in products(dense)]
+    keys = [key for product in products(dense) for key in product.keys]
     served = {key: Range(-number, number) for number, key in enumerate(keys, 1)}
     assert dense_ranges(dense, {**served, "of a gate": Range(-1, 1)}) == served
     del served[keys[3]]

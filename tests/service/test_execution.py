@@ -43,10 +43,11 @@ def settled(
         ("cpu", GPU_RUNTIME, ALL, "int8"),
         ("auto", [CPU], ["float32", "float16"], "float32"),
         ("auto", GPU_RUNTIME, ALL, "float32"),
-        ("tensorrt", GPU_RUNTIME, ALL, "float32"),
+        ("tensorrt", GPU_RUNTIME, ALL, "float16"),
+        ("tensorrt", GPU_RUNTIME, ["float32"], "float32"),
     ],
 )
-def test_left_open_the_precision_is_int8_where_a_cpu_can_have_it(
+def test_left_open_the_precision_is_the_best_that_the_provider_has(
     provider: Provider, available: list[str], offered: list[Precision], expected: Precision
 ) -> None:
     assert settled(provider, "auto", available, offered).precision == expected
