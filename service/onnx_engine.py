@@ -9,6 +9,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from service import heap
 from service.artifact import Bundle, Precision
 from service.engine import EngineOutput, check_output
 from service.errors import BundleError, InferenceFailed
@@ -118,6 +119,7 @@ class OnnxEngine:
         file, options = bundle.path / name, session_options(self.execution)
         try:
             session = ort.InferenceSession(file, options, providers=provider_entries(self.execution, sizes_px))
+            heap.trim()  # now, so that loading the next one starts low
         except Exception as error:
             raise BundleError(f"{file}: ONNX Runtime can't load it: {str(error).splitlines()[0]}") from error
         for kind, wanted, found in (

@@ -7,7 +7,6 @@ only then does its memory go. So a reload loses no request, and one that fails c
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import json
 import logging
 import re
@@ -15,6 +14,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from service import heap
 from service.artifact import MANIFEST, Bundle
 from service.batcher import Batcher
 from service.decode_pool import DecodePool
@@ -230,6 +230,4 @@ def _version(manifest: Path) -> str:
 def _free(last: list[ServedModel]) -> None:
     """Drop the last reference to a model, and give what the C library keeps of its memory back to the system."""
     last.clear()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; without it the memory serves the next model
-    if trim is not None:
-        trim(0)
+    heap.trim()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -75,6 +77,25 @@ def test_int8_costs_what_the_manifest_says(bundle: Bundle, engine: OnnxEngine) -
         zeros = np.zeros(len(images), np.float32)
         one, other = (each.infer(images, zeros).logits.argmax(1) for each in (engine, int8))
         assert (one == other).mean() >= 0.9
+
+
+@pytest.mark.parametrize("precision", ["int8", "float32"])
+def test_a_loaded_engine_holds_its_weights_and_little_else(bundle: Bundle, precision: str) -> None:
+    """Both graphs' weights are 45 MB in int8 and 180 in float32; what loading needed beside them has gone back."""
+    code = f"""
+import os
+from pathlib import Path
+from service.artifact import load_bundle
+from service.onnx_engine import OnnxEngine
+def resident_mb():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+bundle = load_bundle(Path({str(bundle.path)!r}))
+before_mb = resident_mb()
+engine = OnnxEngine(bundle, threads=2, precision={precision!r})
+print(resident_mb() - before_mb)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert float(done.stdout) < {"int8": 130, "float32": 300}[precision]
 
 
 def test_int8_rows_are_the_same_in_any_company(bundle: Bundle, images: NDArray[np.uint8]) -> None:
