@@ -21,8 +21,8 @@ from models.pruned_vit import PrunedViT, self_attention
 class PixelEmbed(nn.Module):
     """A timm PatchEmbed that takes pixels: normalisation goes into the weights, and a convolution is one product.
 
-    uint8 (B, S, S, 3) -> patches (B, P, C). Pixels stay bytes until the product: an eighth of the traffic, and exact in
-    int8. A runtime works out the weights once, when it loads them.
+    uint8 (B, S, S, 3) -> patches (B, P, C). Pixels stay bytes until the product, a quarter of the traffic. A runtime
+    works out the weights once, when it loads them.
     """
 
     def __init__(self, embed: PatchEmbed, mean: Sequence[float], std: Sequence[float]) -> None:

@@ -52,7 +52,7 @@ class Product(NamedTuple):
 def products(model: ModelProto, *, leave: Iterable[str] = ("patch_embed.", "gates.", "head.")) -> list[Product]:
     """The graph's products with constant weights, in order; those of weights whose name has a part of `leave` aside.
 
-    An Attention is three, of queries, keys and values, in one.
+    An Attention is three, of queries, keys and values, in one: the range of what it reads spans all of theirs.
     """
     roots = {  # each constant's largest ancestor
         tensor.name: (math.prod(tensor.dims), tensor.name.removesuffix(".fp16")) for tensor in model.graph.initializer
@@ -124,7 +124,7 @@ def quantise(model: ModelProto, ranges: Mapping[str, Range]) -> ModelProto:
 
 
 class _Writer:
-    """Replaces the nodes of one graph, in order."""
+    """Replaces the products of one graph, node by node, in order."""
 
     def __init__(self, model: ModelProto, ranges: Mapping[str, Range]) -> None:
         chosen = [each for each in products(model) if all(key in ranges for key in each.keys)]
@@ -164,12 +164,12 @@ class _Writer:
 
 
 def _biases(model: ModelProto, chosen: Iterable[str]) -> tuple[dict[str, tuple[str, str]], set[str]]:
-    """MatMuls of `chosen` that a constant is added to next: (its name, the sum's) by result; and all such sums."""
-    constant = {tensor.name for tensor in model.graph.initializer}
+    """MatMuls of `chosen` that a constant vector is added to next: (its name, the sum's) by result; all such sums."""
+    vectors = {tensor.name for tensor in model.graph.initializer if len(tensor.dims) == 1}
     readers: dict[str, list[NodeProto]] = {}
     for node in model.graph.node:
-        if constant.issuperset(node.input):
-            constant.update(node.output)
+        if node.op_type in ("Cast", "Mul") and vectors.issuperset(node.input):  # from float16; by a LayerScale
+            vectors.update(node.output)
         for name in node.input:
             readers.setdefault(name, []).append(node)
     matmuls = {node.output[0] for node in model.graph.node if node.op_type == "MatMul"} & set(chosen)
@@ -178,7 +178,7 @@ def _biases(model: ModelProto, chosen: Iterable[str]) -> tuple[dict[str, tuple[s
         if [node.op_type for node in readers.get(name, [])] == ["Add"]:
             (add,) = readers[name]
             (other,) = (each for each in add.input if each != name)
-            if other in constant:
+            if other in vectors:
                 biases[name] = (other, add.output[0])
     return biases, {total for _, total in biases.values()}
 

@@ -62,6 +62,7 @@ class OnnxEngine:
         self._run_options = ort.RunOptions()
         self._gated = self._load(bundle, bundle.manifest.served)
         self._dense = self._load(bundle, bundle.manifest.dense)
+        heap.trim()  # once: the second one was loaded into what the first had freed
 
     @property
     def precision(self) -> Precision:
@@ -119,7 +120,6 @@ class OnnxEngine:
         file, options = bundle.path / name, session_options(self.execution)
         try:
             session = ort.InferenceSession(file, options, providers=provider_entries(self.execution, sizes_px))
-            heap.trim()  # now, so that loading the next one starts low
         except Exception as error:
             raise BundleError(f"{file}: ONNX Runtime can't load it: {str(error).splitlines()[0]}") from error
         for kind, wanted, found in (

@@ -87,14 +87,16 @@ def test_a_sum_with_a_constant_goes_into_its_product_and_an_activation_is_quanti
         helper.make_node("Transpose", ["block.weight"], ["w"], perm=[1, 0]),
         *(helper.make_node("MatMul", ["x", "w"], [name]) for name in ("a", "b", "c")),
         helper.make_node("Add", ["block.bias", "a"], ["y"]),  # a bias
-        helper.make_node("Add", ["b", "c"], ["z"]),  # none
+        helper.make_node("Add", ["b", "rows"], ["d"]),  # none: it differs from row to row
+        helper.make_node("Add", ["d", "c"], ["z"]),
     ]
     model = toy(transposed=True)
+    model.graph.initializer.append(numpy_helper.from_array(np.ones((40, N), np.float32), "rows"))
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     small = quantise(model, {f"block.weight:{use}": Range(-4, 4) for use in range(3)})
     kinds = [node.op_type for node in small.graph.node]
-    assert (kinds.count("MatMulIntegerToFloat"), kinds.count("QuantizeLinear"), kinds.count("Add")) == (3, 1, 1)
+    assert (kinds.count("MatMulIntegerToFloat"), kinds.count("QuantizeLinear"), kinds.count("Add")) == (3, 1, 2)
     x = RNG.standard_normal((40, K)).astype(np.float32)
     np.testing.assert_allclose(run(small, x), x @ WEIGHT.T + BIAS, atol=0.15)
 
