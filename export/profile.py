@@ -66,7 +66,6 @@ def profile(
 
 def summarise(runs: list[list[dict[str, Any]]]) -> dict[str, dict[str, float]]:
     """Each run's kernels in order -> mean milliseconds by kind and by layer."""
-    kind_of = {operator: kind for kind, operators in KINDS.items() for operator in operators}
     kinds: dict[str, float] = defaultdict(float)
     layers: dict[str, float] = defaultdict(float)
     for run in runs:
@@ -75,10 +74,17 @@ def summarise(runs: list[list[dict[str, Any]]]) -> dict[str, dict[str, float]]:
         for event in run:
             operator, spent_ms = event["args"]["op_name"], event["dur"] / 1e3 / len(runs)
             norms += operator.endswith("LayerNormalization")
-            kinds[kind_of.get(operator, "other")] += spent_ms
+            kinds[_kind(operator, event["args"].get("input_type_shape", []))] += spent_ms
             layer = (norms - 1) // LAYER_NORMS
             layers["embedding" if not norms else "head" if layer == last else f"layer {layer}"] += spent_ms
     return {"by_kind": dict(sorted(kinds.items(), key=lambda item: -item[1])), "by_layer": dict(layers)}
+
+
+def _kind(operator: str, inputs: list[dict[str, list[int]]]) -> str:
+    """By its operator; a MatMul with a matrix of weights, or packed ones, which have no shape, is a projection."""
+    if operator == "MatMul" and [len(shape) for each in inputs[1:2] for shape in each.values()] in ([2], []):
+        return "projections and MLPs"
+    return next((kind for kind, operators in KINDS.items() if operator in operators), "other")
 
 
 def _start(event: dict[str, Any]) -> float:

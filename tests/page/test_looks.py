@@ -84,6 +84,6 @@ async def test_results_are_announced_and_motion_is_left_out_when_unwanted(page: 
     await visit(page, service)
     said = page.locator("#announce")
     assert await said.get_attribute("aria-live") == "polite"
-    await expect(said).to_contain_text("fox: fox, 86 %, as at full compute. 59 % of the dense compute, 34 of 64")
+    await expect(said).to_contain_text("fox: fox, 85 %, as at full compute. 59 % of the dense compute, 34 of 64")
     bar = page.locator("#bars .bar").first
     assert await bar.evaluate("(bar) => getComputedStyle(bar, '::before').transitionDuration") == "0s"
