@@ -78,7 +78,7 @@ class PrunedViT(nn.Module):
 
     def embed(self, images: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W) -> tokens (B, N, C), before the first layer."""
-        if images.is_floating_point():  # else the embedding takes pixels, as in `export.graph`
+        if images.is_floating_point():  # else the embedding takes pixels, as the served graphs' does
             images = images.to(self.vit.patch_embed.proj.weight.dtype)
         x = self.vit._pos_embed(self.vit.patch_embed(images))
         return self.vit.norm_pre(self.vit.patch_drop(x))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,3 +38,12 @@ def test_what_cant_be_profiled_is_one_line(
         "export.profile: tiny has no input size 13 px",
         f"export.profile: {tiny_bundle} has no int8 graph",
     ]
+
+
+def test_a_product_with_weights_is_a_projection_and_one_of_attention_isnt() -> None:
+    def matmul(*shapes: list[int]) -> dict[str, Any]:
+        return {"dur": 1000, "args": {"op_name": "MatMul", "input_type_shape": [{"float": each} for each in shapes]}}
+
+    rows, weights, heads = [8, 50, 384], [384, 1536], [8, 6, 50, 64]
+    found = profile.summarise([[matmul(rows, weights), matmul(rows), matmul(heads, heads)]])["by_kind"]
+    assert found == {"projections and MLPs": 2.0, "attention's products, gates": 1.0}
