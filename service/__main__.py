@@ -29,6 +29,7 @@ import uvicorn
 from fastapi import FastAPI
 from pydantic import ValidationError
 
+from service import heap
 from service.api_keys import load_api_keys
 from service.app import create_app
 from service.connection import Connection, ConnectionLimits
@@ -110,6 +111,7 @@ def main(argv: list[str] | None = None) -> int:
         app = create_app(settings, bundle=bundle, engine=engine)
     except ServiceError as error:
         return _refuse(str(error))
+    heap.settle()
     return serve(app, settings)
 
 
@@ -126,6 +128,7 @@ def make_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         log_config=None,  # `main` has set up the log
         access_log=False,  # `skipvit.access` has the request's id
         server_header=False,
+        proxy_headers=False,  # nothing here asks who the client is
         lifespan="on",
         timeout_keep_alive=settings.keep_alive_timeout_s,
         timeout_graceful_shutdown=math.ceil(settings.drain_timeout_s) + _LAST_ANSWERS_S,

@@ -10,6 +10,7 @@ no queue and reads no clock.
 from __future__ import annotations
 
 from collections import Counter
+from functools import lru_cache, partial
 from typing import Protocol
 
 import numpy as np
@@ -24,6 +25,7 @@ _CORRECTION_WEIGHT = 0.1  # of the latest run in the moving average of actual ov
 _CORRECTION_BOUNDS = (0.25, 4.0)
 _LOOK_FADE = 0.98  # of an image's weight, with every image that follows it
 _PRIOR_LOOKS = 5.0  # second looks as expected that weigh against what was seen
+_REMEMBERED = 1024  # choices whose expected cost is kept
 _DISTINCT = 1e-3  # relative variance of the runs' MACs below which a fixed part can't be told from a proportional one
 
 
@@ -50,6 +52,7 @@ class CostModel:
 
     def __init__(self, manifest: Manifest) -> None:
         self._manifest = manifest
+        self._expected = lru_cache(_REMEMBERED)(partial(expected, manifest))  # asked several times a request
         self._corrections = dict.fromkeys(manifest.sizes_px, 1.0)
         self._fit = _FadingLine()
         self._looks_due = self._looks_expected = 0.0  # second looks, fading
@@ -84,12 +87,12 @@ class CostModel:
     def later_macs(self, size_px: int, threshold: float, sure: float) -> float:
         """MACs that an image's second look will take, on average over all images; 0 where there is one look."""
         ratio = (self._looks_due + _PRIOR_LOOKS) / (self._looks_expected + _PRIOR_LOOKS)
-        share = min(1.0, ratio * expected(self._manifest, size_px, threshold, sure).looked_again)
+        share = min(1.0, ratio * self._expected(size_px, threshold, sure).looked_again)
         return share * self.macs(self._manifest.full.size_px, threshold)
 
     def learn_looks(self, size_px: int, threshold: float, sure: float, *, images: int, again: int) -> None:
         """Take in that of so many images so many are looked at again."""
-        share = expected(self._manifest, size_px, threshold, sure).looked_again
+        share = self._expected(size_px, threshold, sure).looked_again
         if share:
             fade = _LOOK_FADE**images
             self._looks_due = fade * self._looks_due + again
@@ -97,7 +100,7 @@ class CostModel:
 
     def _parts(self, size_px: int, threshold: float) -> tuple[float, float]:
         """Predicted MACs of one image, and what packing takes beside them."""
-        found, dense_macs = expected(self._manifest, size_px, threshold), self._manifest.full.dense_macs
+        found, dense_macs = self._expected(size_px, threshold), self._manifest.full.dense_macs
         macs = found.macs_ratio * self._corrections[size_px] * dense_macs
         return macs, (found.time_ratio - found.macs_ratio) * dense_macs
 
@@ -106,18 +109,19 @@ class _FadingLine:
     """Least squares of y = fixed + slope * x over points whose weights fade; both parts are at least 0."""
 
     def __init__(self) -> None:
-        self._sums = np.zeros(5)  # of 1, x, x*x, y, x*y
+        self._sums = (0.0,) * 5  # of 1, x, x*x, y, x*y
 
     def add(self, x: float, y: float) -> None:
         """Take in a point."""
-        self._sums = _FADE * self._sums + np.array([1.0, x, x * x, y, x * y])
+        n, sx, sxx, sy, sxy = (_FADE * each for each in self._sums)
+        self._sums = n + 1, sx + x, sxx + x * x, sy + y, sxy + x * y
 
     def at(self, x: float) -> float:
         """The line's value; 0 before the first point."""
-        n, sx, sxx, sy, sxy = self._sums.tolist()
+        n, sx, sxx, sy, sxy = self._sums
         if not sx:
             return 0.0
         spread = n * sxx - sx * sx
         slope = (n * sxy - sx * sy) / spread if spread > _DISTINCT * sx * sx else sy / sx
         slope = min(max(slope, 0.0), sy / sx)  # beyond sy / sx the fixed part would be negative
-        return float((sy - slope * sx) / n + slope * x)
+        return (sy - slope * sx) / n + slope * x

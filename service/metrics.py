@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
 from service.artifact import Manifest
@@ -34,7 +35,6 @@ class Metrics:
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry = CollectorRegistry() if registry is None else registry
         self._served: dict[tuple[str, str], tuple[str, ...]] = {}  # (model, version) -> its info's labels
-        self._layers: dict[str, list[tuple[Counter, Counter]]] = {}  # model -> patches and skipped ones of each layer
         # The histogram `skipvit_skipped_patches` and the counter `skipvit_skipped_patches_total` are two families in
         # Prometheus's text format but one name in OpenMetrics, which the client library's registry enforces. So
         # counters have a registry of their own and only the text format is spoken.
@@ -62,8 +62,8 @@ class Metrics:
             "work_prediction_error_ratio", "Actual over predicted seconds of a run of the engine.", _ERROR_RATIOS
         )
         self._threshold = histogram("effective_threshold", "Score threshold a request ran with.", _SHARES)
-        self._patches = counter("patches_total", "Patches that entered a layer.", ("model", "layer"))
-        self._skipped_patches = counter("skipped_patches_total", "Patches a layer skipped.", ("model", "layer"))
+        self._layers = _LayerCounts()
+        self._counters.register(self._layers)
         self._degraded = counter("degraded_requests_total", "Requests answered with less than asked.", ("model",))
         self._second_looks = counter("second_looks_total", "Images looked at again at the full size.", ("model",))
         self._terminated = counter("terminated_batches_total", "Runs ended because nobody waited.", ("model",))
@@ -105,8 +105,7 @@ class Metrics:
         self._terminated.labels(name)
         for reason in REASONS:
             self._batches.labels(name, reason)
-        layers = [(name, str(layer)) for layer in range(manifest.layers)]
-        self._layers[name] = [(self._patches.labels(*each), self._skipped_patches.labels(*each)) for each in layers]
+        self._layers.begin(name, manifest.layers)
 
     def forget(self, manifest: Manifest) -> None:
         """A model or a version of it is served no more; its counters stay."""
@@ -165,15 +164,47 @@ class Metrics:
             return
         self._skipped.observe(sum(receipt.skipped_mean for receipt in receipts) / len(receipts))
         self._macs_ratio.observe(sum(receipt.macs_ratio for receipt in receipts) / len(receipts))
-        patches = sum(receipt.patches for receipt in receipts)
-        per_layer = zip(*(receipt.skipped_per_layer for receipt in receipts), strict=True)
-        for (entered, skipped), counts in zip(self._layers[model], per_layer, strict=False):  # a reload may change them
-            entered.inc(patches)
-            skipped.inc(sum(counts))
+        for receipt in receipts:
+            self._layers.add(model, receipt)
 
     def expose(self) -> tuple[bytes, str]:
         """Everything in Prometheus's text format, and its content type."""
         return generate_latest(_Families(self.registry, self._counters)), _TEXT_FORMAT
+
+
+class _LayerCounts(Collector):
+    """Patches of every layer of every model: summed as integers, and made counters of when they are asked for.
+
+    A counter of the library's for each layer would take as long as all other metrics of a request.
+    """
+
+    def __init__(self) -> None:
+        self._entered: dict[str, list[int]] = {}  # model -> patches that entered each layer
+        self._skipped: dict[str, list[int]] = {}
+
+    def begin(self, model: str, layers: int) -> None:
+        """Count a model's layers, from 0 unless they were counted before: a counter never falls."""
+        for counts in (self._entered, self._skipped):
+            known = counts.setdefault(model, [])
+            known += [0] * (layers - len(known))
+
+    def add(self, model: str, receipt: Receipt) -> None:
+        """Count an image's patches."""
+        entered, skipped = self._entered[model], self._skipped[model]
+        for layer, count in enumerate(receipt.skipped_per_layer):
+            entered[layer] += receipt.patches
+            skipped[layer] += count
+
+    def collect(self) -> Iterable[Metric]:
+        for name, text, counts in (
+            ("patches", "Patches that entered a layer.", self._entered),
+            ("skipped_patches", "Patches a layer skipped.", self._skipped),
+        ):
+            family = CounterMetricFamily(f"skipvit_{name}", text, labels=("model", "layer"))
+            for model, layers in counts.items():
+                for layer, count in enumerate(layers):
+                    family.add_metric((model, str(layer)), count)
+            yield family
 
 
 class _Families(Collector):

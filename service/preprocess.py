@@ -101,7 +101,8 @@ def resize_crop(
     w, h = extent or image.size
     side = min(w, h)
     box = ((w - side) / 2, (h - side) / 2, (w + side) / 2, (h + side) / 2)
-    return np.asarray(image.resize((size_px, size_px), _RESAMPLING[interpolation], box=box))
+    square = image.resize((size_px, size_px), _RESAMPLING[interpolation], box=box)
+    return np.frombuffer(square.tobytes(), np.uint8).reshape(size_px, size_px, 3)
 
 
 def _check(data: bytes, limits: ImageLimits) -> Kind:

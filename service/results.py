@@ -26,16 +26,19 @@ class Receipt(NamedTuple):
 
 def make_receipt(manifest: Manifest, choice: Choice, kept: NDArray[np.bool_]) -> Receipt:
     """The receipt for one image that ran at `choice` from its kept patches (L, P)."""
-    patches = kept.shape[1]
+    layers, patches = kept.shape
+    graph, full = manifest.graph(choice.size_px), manifest.full
+    if not choice.threshold:  # nothing was to be decided, so nothing is counted: most requests are such
+        return Receipt(patches, (0,) * layers, 0.0, graph.dense_macs, graph.dense_macs / full.dense_macs)
     kept_counts = kept.sum(axis=1, dtype=np.int64)  # (L,)
     skipped = tuple((patches - kept_counts).tolist())
-    used = int(used_macs(manifest.graph(choice.size_px), kept_counts, choice.threshold > 0))
+    used = int(used_macs(graph, kept_counts, gated=True))
     return Receipt(
         patches=patches,
         skipped_per_layer=skipped,
         skipped_mean=sum(skipped[layer] for layer in manifest.gated_layers) / len(manifest.gated_layers),
         macs_used=used,
-        macs_ratio=used / manifest.full.dense_macs,
+        macs_ratio=used / full.dense_macs,
     )
 
 
@@ -51,7 +54,7 @@ def top_predictions(logits: NDArray[np.float32], labels: tuple[str, ...], top_k:
     """The `top_k` most probable labels of `logits` (classes,), or all if there are fewer; of equal ones the first."""
     probabilities = softmax(logits)
     order = np.argsort(-probabilities, kind="stable")[:top_k].tolist()
-    return [schemas.Prediction(index=i, label=labels[i], probability=float(probabilities[i])) for i in order]
+    return [{"index": i, "label": labels[i], "probability": float(probabilities[i])} for i in order]
 
 
 def make_result(
@@ -67,17 +70,24 @@ def make_result(
     first_look: schemas.FirstLook | None = None,
 ) -> schemas.Result:
     """The result for one image; `mask` (L, P) and `overlay` only if asked for, `first_look` if there was a second."""
-    return schemas.Result(
-        predictions=top_predictions(logits, manifest.labels, top_k),
-        threshold=plan.choice.threshold,
-        size_px=plan.choice.size_px,
-        degraded=plan.degraded,
-        skipped_patches=schemas.SkippedPatches(
-            mean=receipt.skipped_mean, per_layer=list(receipt.skipped_per_layer), patches=receipt.patches
-        ),
-        macs=schemas.Macs(used=receipt.macs_used, dense=manifest.full.dense_macs, ratio=receipt.macs_ratio),
-        mask=None if mask is None else mask.astype(np.uint8).tolist(),
-        overlay=overlay,
-        cached=cached or None,
-        first_look=first_look,
-    )
+    result: schemas.Result = {
+        "predictions": top_predictions(logits, manifest.labels, top_k),
+        "threshold": plan.choice.threshold,
+        "size_px": plan.choice.size_px,
+        "degraded": plan.degraded,
+        "skipped_patches": {
+            "mean": receipt.skipped_mean,
+            "per_layer": receipt.skipped_per_layer,
+            "patches": receipt.patches,
+        },
+        "macs": {"used": receipt.macs_used, "dense": manifest.full.dense_macs, "ratio": receipt.macs_ratio},
+    }
+    if mask is not None:
+        result["mask"] = mask.astype(np.uint8).tolist()
+    if first_look is not None:
+        result["first_look"] = first_look
+    if cached:
+        result["cached"] = True
+    if overlay is not None:
+        result["overlay"] = overlay
+    return result

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from pydantic_core import to_json
 from starlette.requests import ClientDisconnect
 
 from service import schemas
@@ -18,9 +19,10 @@ from service.error_handlers import MEDIA_TYPE
 from service.exchange import CLIENT_LEFT, Measured, count_request, find_model, server_timing
 from service.explain import overlay_uri
 from service.results import make_result, top_predictions
+from service.routes.classifying import ClassifyingRoute
 from service.serving import Serving, ServingDep
 
-router = APIRouter(prefix="/v1", tags=["classify"])
+router = APIRouter(prefix="/v1", tags=["classify"], route_class=ClassifyingRoute)
 
 _BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 BODY: dict[str, Any] = {
@@ -129,7 +131,7 @@ def _first_look(manifest: Manifest, first: Computed | None) -> schemas.FirstLook
     if first is None:
         return None
     (best,) = top_predictions(first.answer.logits, manifest.labels, 1)
-    return schemas.FirstLook(prediction=best, threshold=first.choice.threshold, size_px=first.choice.size_px)
+    return {"prediction": best, "threshold": first.choice.threshold, "size_px": first.choice.size_px}
 
 
 async def _draw(serving: Serving, answered: Answered) -> list[str]:
@@ -140,14 +142,10 @@ async def _draw(serving: Serving, answered: Answered) -> list[str]:
 
 def _respond(manifest: Manifest, results: list[schemas.Result], measured: Measured) -> Response:
     timing = measured.timing_ms()
-    answer = schemas.ClassifyResponse(
-        model=schemas.ModelId(name=manifest.name, version=manifest.version),
-        results=results,
-        timing_ms=timing,
-        batch_size=max(answer.batch_size for answer in measured.answers),
-    )
-    return Response(
-        answer.model_dump_json(exclude_none=True),
-        media_type="application/json",
-        headers={"Server-Timing": server_timing(timing)},
-    )
+    answer: schemas.ClassifyResponse = {
+        "model": {"name": manifest.name, "version": manifest.version},
+        "results": results,
+        "timing_ms": timing,
+        "batch_size": max(answer.batch_size for answer in measured.answers),
+    }
+    return Response(to_json(answer), media_type="application/json", headers={"Server-Timing": server_timing(timing)})

@@ -17,9 +17,10 @@ from service.classification import classify_images, record_answered
 from service.exchange import CLIENT_LEFT, count_request, find_model, server_timing
 from service.explain import draw
 from service.routes.classify import BODY, REQUEST_ID, problems
+from service.routes.classifying import ClassifyingRoute
 from service.serving import ServingDep
 
-router = APIRouter(prefix="/v1", tags=["classify"])
+router = APIRouter(prefix="/v1", tags=["classify"], route_class=ClassifyingRoute)
 
 _PICTURE: dict[str, Any] = {
     "description": "The picture.",

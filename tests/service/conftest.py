@@ -1,16 +1,26 @@
-"""An application with a fake engine, in process."""
+"""An application with a fake engine, in process; coroutines run in the loop that serves, uvloop's."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import pytest
+import uvloop
 from starlette.testclient import TestClient
 
 from service.app import create_app
 from service.settings import Settings
 from tests.fakes import FakeEngine, fake_bundle
+
+# What a client may take from a connection depends on the loop, and not every system has uvloop.
+_IN_EVERY_LOOP = ("test_connection.py", "test_live.py")
+
+
+def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    serving: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"uvloop": uvloop.new_event_loop}
+    return serving | ({"asyncio": asyncio.new_event_loop} if item.path.name in _IN_EVERY_LOOP else {})
 
 
 @pytest.fixture(autouse=True)
