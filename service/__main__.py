@@ -108,13 +108,13 @@ def main(argv: list[str] | None = None) -> int:
     logging.config.dictConfig(logging_config(settings.log_format))
     try:
         check_extra(settings)
-        with _ending_on_sigterm():
-            load_api_keys(settings)  # wrong ones are told of before the model takes its seconds
-            bundle, engine = open_model(settings, settings.default_model)
-        app = create_app(settings, bundle=bundle, engine=engine)
+        with heap.settling():
+            with _ending_on_sigterm():
+                load_api_keys(settings)  # wrong ones are told of before the model takes its seconds
+                bundle, engine = open_model(settings, settings.default_model)
+            app = create_app(settings, bundle=bundle, engine=engine)
     except ServiceError as error:
         return _refuse(str(error))
-    heap.settle()
     sys.setswitchinterval(_SWITCH_S)
     return serve(app, settings)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -20,13 +22,18 @@ def trim() -> None:
         give_back(0)
 
 
-def settle() -> None:
-    """Have the garbage collector look at what comes from now on, and seldom; for a process that only serves.
+@contextmanager
+def settling() -> Iterator[None]:
+    """While the block makes what stays, look for no garbage; after it look at what is newer alone, and seldom.
 
-    Requests leave next to no cycles, but at Python's own pace each is interrupted to look for some, now and then among
-    all objects of the process.
+    For a process that only serves: requests leave next to no cycles, but at Python's own pace each is interrupted to
+    look for some, now and then among all objects of the process.
     """
-    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
     gc.freeze()
     gc.set_threshold(_ALLOCATIONS)
 
