@@ -60,6 +60,11 @@ class Records:
         """The requests for which `mask` (N,) is true."""
         return replace(self, columns={name: values[mask] for name, values in self.columns.items()})
 
+    def after(self, others: Records) -> Records:
+        """The same requests, as if they had begun when the last of `others` had ended."""
+        by_s = float((others["due_s"] + np.nan_to_num(others["latency_s"])).max(initial=0.0))
+        return replace(self, columns=self.columns | {"due_s": self["due_s"] + by_s})
+
     def ended(self, *outcomes: str) -> NDArray[np.bool_]:
         """Which requests (N,) ended in one of these outcomes."""
         return np.isin(self.columns["outcome"], [OUTCOMES.index(name) for name in outcomes])

@@ -8,7 +8,8 @@
 Everyone gets the same requests (a form with one PNG), the same dense graph in the same runtime with the same threads,
 and batches of the same size at most. `ours` computes everything (threshold 0); `ours, balanced` is that preset, in
 float32 and in int8; `ours, adaptive` is the preset `full` with adaptive compute. Rates are multiples of our capacity at
-threshold 0. A peer that doesn't start is left out and named; exit code 1 then.
+threshold 0. Everyone has its turn, then everyone again: what a host's speed does in between, all meet, and the requests
+of all rounds are summarised together. A peer that doesn't start is left out and named; exit code 1 then.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ from loadtest.data import image_format
 from loadtest.grid import parse_rate
 from loadtest.mix import Mix
 from loadtest.options import add_shared, parser, refuse
+from loadtest.records import Records, concatenate
 from loadtest.results import EXIT_FAILED, EXIT_OK, write_json
-from loadtest.run import Job, run
+from loadtest.run import Job, run, summary_of
 from loadtest.targets import Answer, Classify, Oip, Target, TargetError, check_labels
 
 MODULE = "loadtest.peers"
@@ -115,16 +117,21 @@ def main(argv: list[str] | None = None) -> int:
     try:
         comparison = Comparison(options, ["python", "-m", MODULE, *(sys.argv[1:] if argv is None else argv)])
         everyone = contenders(options, comparison.shared())
+        if options.rounds < 1:
+            raise ValueError("--rounds is at least 1")
         comparison.measure(everyone[0])
     except (ValueError, TargetError, OSError) as error:
         return refuse(MODULE, error)
-    for contender in everyone[1:]:
+    result = comparison.result
+    turns = [(round_, contender) for round_ in range(options.rounds) for contender in everyone]
+    for round_, contender in turns[1:]:
+        if contender.name in result["missing"]:
+            continue
         try:
-            comparison.measure(contender)
+            comparison.measure(contender, round_)
         except TargetError as error:
             print(f"{MODULE}: {contender.name} is left out: {error}", file=sys.stderr)
-            comparison.result["missing"].append(contender.name)
-    result = comparison.result
+            result["missing"].append(contender.name)
     write_json(options.out / "peers.json", result)
     rows = [tables.row(f"{row['server']} {row['rate']}", row["summary"]) for row in result["rows"]]
     (options.out / "peers.csv").write_text(tables.as_csv(rows))
@@ -145,8 +152,10 @@ class Comparison:
         self._images = data.load(options.data, options.images, options.seed)
         self._rates = [parse_rate(rate) for rate in options.rates.split(",")]
         self._labels = options.out / "labels.txt"
+        self._capacity_rps: float | None = None  # ours, in the first round
         self.result: dict[str, Any] = {"environment": environment.describe(command), "images": self._images.source}
-        self.result |= {"slo_s": options.slo_ms / 1e3, "rows": [], "missing": []}
+        self.result |= {"slo_s": options.slo_ms / 1e3, "rounds": options.rounds, "rows": [], "missing": []}
+        self._cells: dict[tuple[str, str], Records] = {}  # of every round so far
 
     def shared(self) -> dict[str, str]:
         """What every peer is told."""
@@ -154,7 +163,7 @@ class Comparison:
         told = {"PEER_MODEL": model, "PEER_LABELS": labels, "PYTHONPATH": str(Path.cwd())}
         return told | {"PEER_THREADS": str(self._options.threads), "PEER_BATCH": str(self._options.batch)}
 
-    def measure(self, contender: Contender) -> None:
+    def measure(self, contender: Contender, round_: int = 0) -> None:
         """Start one server, find its capacity in a closed loop, then send every rate; written as it grows."""
         with self._serving(contender) as target:
             if not self.result["rows"]:
@@ -162,21 +171,29 @@ class Comparison:
                 self.result["model"] = {key: model[key] for key in ("name", "version")}
                 self._labels.write_text("\n".join(model["labels"]) + "\n")
             options = self._options
-            job = Job(Mix(points=((contender.query, 1.0),)), slo_s=options.slo_ms / 1e3, seed=options.seed)
+            job = Job(Mix(points=((contender.query, 1.0),)), slo_s=options.slo_ms / 1e3, seed=options.seed + round_)
             job = replace(job, timeout_s=options.timeout)
             closed = replace(job, arrivals=Arrivals(duration_s=options.seconds / 2), concurrency=CLOSED_CALLERS)
             self._run("capacity", contender, closed, target)
-            capacity = self.result["rows"][0]["summary"]["throughput_rps"]
-            if not capacity:
+            self._capacity_rps = self._capacity_rps or self.result["rows"][0]["summary"]["throughput_rps"]
+            if not self._capacity_rps:
                 raise TargetError("it answered nothing, so there are no rates to compare at")
             for rate in self._rates:
-                arrivals = Arrivals(rate_rps=round(rate.rps(capacity), 2), duration_s=options.seconds)
+                arrivals = Arrivals(rate_rps=round(rate.rps(self._capacity_rps), 2), duration_s=options.seconds)
                 self._run(str(rate), contender, replace(job, arrivals=arrivals), target)
 
     def _run(self, rate: str, contender: Contender, job: Job, target: Target) -> None:
-        summary = run(job, self._images, target, label=f"{contender.name} {rate}").summary
-        del summary["timeline"]
-        self.result["rows"].append({"server": contender.name, "rate": rate, "summary": summary})
+        records = run(job, self._images, target, label=f"{contender.name} {rate}").records
+        name, before = (contender.name, rate), self._cells.get((contender.name, rate))
+        self._cells[name] = pooled = records if before is None else concatenate([before, records.after(before)])
+        row = next((row for row in self.result["rows"] if (row["server"], row["rate"]) == name), None)
+        if row is None:
+            self.result["rows"].append(row := {"server": contender.name, "rate": rate, "rounds_rps": []})
+        alone = summary_of(job, records)
+        row["rounds_rps"].append(alone["throughput_rps"])
+        whole = replace(job.arrivals, duration_s=job.duration_s * len(row["rounds_rps"]))
+        row["summary"] = summary_of(replace(job, arrivals=whole), pooled)
+        del row["summary"]["timeline"]
         write_json(self._options.out / "peers.json", self.result)
 
     @contextmanager
@@ -204,6 +221,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     options.add_argument("--batch", type=int, default=32, help="largest batch, for everyone (%(default)s)")
     options.add_argument("--rates", default=".4x,.8x,1.1x,1.5x", help="of our capacity, or a second (%(default)s)")
     options.add_argument("--seconds", type=float, default=45.0, help="of a run (%(default)s)")
+    options.add_argument("--rounds", type=int, default=3, help="everyone's turns, pooled (%(default)s)")
     options.add_argument("--out", type=Path, default=Path("runs/peers"), help="(%(default)s)")
     return options.parse_args(argv)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
 from functools import wraps
+from inspect import signature
 from typing import Any
 
 from fastapi import Request, Response
@@ -39,6 +40,8 @@ class ClassifyingRoute(APIRoute):
             self._remember(_key(request), parameters)
             return await endpoint(request=request, serving=serving, **parameters)
 
+        # Older FastAPI looks for the names of annotations where this function is, not where the endpoint is.
+        remembering.__signature__ = signature(endpoint, eval_str=True)  # type: ignore[attr-defined]
         super().__init__(path, remembering, **options)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:

@@ -41,7 +41,7 @@ def compare(images: Path, out: Path, *options: str) -> int:
     dense.write_bytes(b"")
     serve = f"env PYTHONPATH={Path.cwd()} {sys.executable} {program} {{port}}"
     shared = ["--data", str(images), "--dense", str(dense), "--out", str(out), "--serve", serve]
-    return main([*shared, "--rates", "40", "--seconds", "0.4", *options])
+    return main([*shared, "--rates", "40", "--seconds", "0.4", "--rounds", "1", *options])
 
 
 def test_ours_is_measured_at_each_setting_and_rate(images: Path, tmp_path: Path) -> None:
@@ -54,10 +54,24 @@ def test_ours_is_measured_at_each_setting_and_rate(images: Path, tmp_path: Path)
     assert len((tmp_path / "peers.csv").read_text().splitlines()) == 1 + len(measured)
 
 
+def test_the_requests_of_all_rounds_are_summarised_together(images: Path, tmp_path: Path) -> None:
+    assert compare(images, tmp_path, "--peers", "", "--rounds", "2") == 0
+    result = json.loads((tmp_path / "peers.json").read_text())
+    assert result["rounds"] == 2
+    assert len(result["rows"]) == 8
+    for row in result["rows"]:
+        low, high = sorted(row["rounds_rps"])
+        assert low <= row["summary"]["throughput_rps"] <= high + 1e-3
+        assert row["summary"]["duration_s"] == pytest.approx(0.4 if row["rate"] == "capacity" else 0.8)
+        assert row["summary"]["requests"] == sum(row["summary"]["outcomes"].values())
+    assert result["rows"][1]["summary"]["requests"] > 1.2 * 0.4 * 40
+
+
 def test_a_peer_that_isnt_installed_is_left_out_and_named(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert compare(images, tmp_path, "--peers", "litserve", "--python", shutil.which("false") or "") == 1
+    peers = ("--peers", "litserve", "--python", shutil.which("false") or "", "--rounds", "2")
+    assert compare(images, tmp_path, *peers) == 1
     assert "litserve is left out: the service ended with exit code 1" in capsys.readouterr().err
     result = json.loads((tmp_path / "peers.json").read_text())
     assert result["missing"] == ["litserve"]
