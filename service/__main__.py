@@ -43,7 +43,7 @@ from service.settings import Settings, explain_settings_error
 
 EXIT_OK, EXIT_UNFINISHED, EXIT_USAGE = 0, 1, 2
 # The engine's thread needs the interpreter when a run begins and when it ends, and the loop may be busy with a batch's
-# answers: Python's own 5 ms would be some 3 % of the engine's time under load.
+# answers: at Python's own 5 ms the engine would stand still for as long, twice a run.
 _SWITCH_S = 2e-4
 _LAST_ANSWERS_S = 1  # for the answers to requests that were given up
 
