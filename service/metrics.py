@@ -175,7 +175,7 @@ class Metrics:
 class _LayerCounts(Collector):
     """Patches of every layer of every model: summed as integers, and made counters of when they are asked for.
 
-    A counter of the library's for each layer would take as long as all other metrics of a request.
+    Counters of the library's would be two for each layer of each request, with a lock each.
     """
 
     def __init__(self) -> None:

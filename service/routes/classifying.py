@@ -1,8 +1,8 @@
 """A route that classifies, and remembers what query strings stand for: callers send the same few again and again.
 
-FastAPI reads, converts and checks the parameters of every request anew. Beside a single image that takes as long as
-decoding it, so here it is done once for each query string and deadline, and the endpoint is called with what came of
-it. What is wrong with a request, and the document of the API, stay FastAPI's.
+FastAPI reads, converts and checks the parameters of every request anew. Here that is done once for each query string
+and deadline, and the endpoint is called with what came of it. What is wrong with a request, and the document of the
+API, stay FastAPI's.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fastapi.routing import APIRoute
 from service.exchange import count_request
 from service.serving import Serving, get_serving
 
-DEADLINE = "X-Request-Timeout-Ms"
+_DEADLINE = "X-Request-Timeout-Ms"
 _MAX_REMEMBERED = 1024
 _MAX_QUERY_BYTES = 256
 
@@ -67,4 +67,4 @@ class ClassifyingRoute(APIRoute):
 
 
 def _key(request: Request) -> Key:
-    return request.scope["query_string"], request.headers.get(DEADLINE)
+    return request.scope["query_string"], request.headers.get(_DEADLINE)

@@ -89,8 +89,7 @@ def test_parameters_that_are_shared_cannot_be_changed(noting: TestClient, seen: 
 
 
 def test_a_request_whose_query_is_known_is_counted_and_refused_like_any_other() -> None:
-    stopped = app()
-    with TestClient(stopped) as client:
+    with TestClient(app()) as client:
         for _ in range(2):
             assert client.post(f"{URL}?threshold=0.125", content=plain()).status_code == 200
         assert client.post(f"{URL}?threshold=0.125", content=b"text").status_code == 415
