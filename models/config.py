@@ -61,6 +61,7 @@ class TrainConfig:
     diversity: float = 0.0  # joint: weight of the loss against alike patches before the last layer
     threshold_max: float = 0.75  # joint: thresholds are drawn from 0 to this
     dense_share: float = 0.25  # joint: share of each batch at threshold 0
+    full_share: float = 0.0  # joint: weight of a second, full pass of each step's images; 0: none
     budget_weight: float = 4.0  # joint: of (share skipped - threshold) squared
     gate_noise: float = 1.0  # joint: scale of the logistic noise on gate logits at the start; 0 from half-way on
     ramp_ratio: float = 0.2  # joint: share of all steps in which thresholds rise to their full range

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -29,8 +30,15 @@ def budget_loss(kept: Tensor, threshold: Tensor, groups: int) -> Tensor:
 
     Args:
         kept: (B, gated, P) float in [0, 1], differentiable.
-        threshold: (B,) float; images of a group are neighbours and have one threshold.
-        groups: into how many equal groups the B images fall.
+        threshold: (B,) float, one for each group.
+        groups: at most B; which images are a group's says `group_of`.
     """
-    share = kept.float().mean((1, 2)).reshape(groups, -1).mean(1)
-    return (share - (1 - threshold.reshape(groups, -1)[:, 0])).square().mean()
+    group = group_of(len(threshold), groups).to(threshold.device)
+    missed = kept.float().mean((1, 2)) - (1 - threshold)
+    images = missed.new_zeros(groups).index_add(0, group, torch.ones_like(missed))
+    return (missed.new_zeros(groups).index_add(0, group, missed) / images).square().mean()
+
+
+def group_of(images: int, groups: int) -> Tensor:
+    """(images,) int64: neighbours into groups 0, 1, ... of the same size, or of one image more or less."""
+    return torch.arange(images) * groups // images

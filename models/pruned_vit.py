@@ -59,6 +59,7 @@ class PrunedViT(nn.Module):
             raise ValueError(f"gated_layers {config.gated_layers}: the model has layers 0 to {len(vit.blocks) - 1}")
         self.config = config
         self.vit = vit
+        self.masked_block = masked_block  # training may compile it
         self.gates = nn.ModuleDict(
             {str(i): build_gate(config.gate, vit.embed_dim, config.gate_hidden) for i in config.gated_layers}
         )
@@ -112,7 +113,7 @@ class PrunedViT(nn.Module):
         """
         if execution == "sparse" and self.config.scaled:
             raise UnsupportedModel(f"a model with scaled {' and '.join(self.config.scaled)} has no sparse path")
-        run = masked_block if execution == "masked" else sparse_block
+        run = self.masked_block if execution == "masked" else sparse_block
         prefix = self.vit.num_prefix_tokens
         x = self.embed(images)
         everything = torch.ones_like(x[:, prefix:, 0])  # (B, P)
@@ -131,6 +132,15 @@ class PrunedViT(nn.Module):
             all_scores.append(scores)
             all_kept.append(kept)
         return PrunedOutput(self.head(x), torch.stack(all_scores, 1), torch.stack(all_kept, 1))
+
+    def dense(self, images: Tensor) -> Tensor:
+        """The plain model's logits (B, classes), as `forward` gives them at threshold 0; no gate runs."""
+        x = self.embed(images)
+        *blocks, last = self.vit.blocks
+        for block in blocks:
+            x = block(x)
+        x = plain_block(last, x, self.vit.num_prefix_tokens) if reads_prefix_only(self.vit) else last(x)
+        return self.head(x)
 
     def trajectory(self, images: Tensor) -> Trajectory:
         """The dense model's forward with every hidden state; gates play no part."""

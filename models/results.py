@@ -2,10 +2,10 @@
 
     python -m models.results --runs DIR --out FOLDER
 
-DIR holds NAME.json (train.json, as `models.train` wrote it) of every run named below, NAME-test.json and NAME-test.npz
-(`models.evaluate --out` and `--predictions`) of RUNS, and the pair joint-heldout. Costs are shares of the dense rival's
-MACs at the full size. Points lost are against the dense rival on the same images, with their standard error. Every
-method's best point within a budget is picked on the test images, save where its description says held-out.
+DIR is what `models/study.mk` makes: NAME/train.json of every run named below (short ones in short/NAME), NAME/test.json
+and NAME/test.npz (`models.evaluate --out` and `--predictions`) of RUNS, and the pair joint/heldout. Costs are shares of
+the dense rival's MACs at the full size. Points lost are against the dense rival on the same images, with their standard
+error. Every method's best point within a budget is picked on the test images, save where its description says held-out.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ GOAL_TOP1 = 0.898  # of the dense model: the published method's ViT-B/16
 SHARES = (0.9, 0.8, 0.7, 0.6)  # of the dense MACs, where the short runs are compared
 CUTS = tuple(np.linspace(0, 1, 51).round(2).tolist())  # of the first answer's probability
 DENSE, SMALLER = "d112", ("d84", "d70", "d56")  # trained for one input size each, which is in the name
-FIRST = "gates"
 RUNS = {
     "joint": "this checkpoint: gates and backbone trained together, for every threshold and five input sizes",
     DENSE: "dense model trained at 112 px, the rival; at smaller sizes it is run untrained",
@@ -40,7 +39,7 @@ RUNS = {
     "d70": "dense model trained at 70 px alone",
     "d56": "dense model trained at 56 px alone",
     "teacher": "dense model at 168 px: start and teacher of all of the above",
-    FIRST: "the published method, on this project's first model: backbone frozen, gates trained on cosine labels",
+    "gates": "the published method on the dense rival: backbone frozen, gates trained on cosine labels",
 }
 METHODS = {
     "joint": "this checkpoint: input size and threshold",
@@ -54,15 +53,21 @@ METHODS = {
     "tuned_mixed": "the same, images shared between two sizes",
     "two_step_tuned": "two dense models in two steps",
 }
-SHORT_START = "l112"
+SHORT_START = DENSE
 SHORT = {
     "dense": "no gates: the dense model, trained on for as long",
     "context": "gate sees the patch, CLS and the mean patch",
+    "full": "the same, each step's images computed in full as well",
     "cls": "gate sees the patch and CLS",
     "normed": "gate sees the normalised patch alone",
     "mlp": "gate sees the raw patch alone (the published gate)",
     "kept_only": "as CLS and mean, kept patches attend to kept ones alone",
     "skip_mlp": "as CLS and mean, the MLP alone is skipped (as in DyT)",
+    "every_second": "as CLS and mean, gates in every second layer",
+    "warm": "as CLS and mean, gates start from cosine labels",
+    "diversity": "as CLS and mean, with a loss on alike patches (2104.12753)",
+    "attention_scale": "as CLS and mean, with AttnScale (2203.05962)",
+    "feature_scale": "as CLS and mean, with FeatScale (2203.05962)",
     "cls_attention": "no gate: keeps what CLS attends to most (as EViT, IdleViT)",
     "random": "no gate: keeps random patches",
 }
@@ -159,11 +164,11 @@ def compare(answers: dict[str, Answers], held_out: Answers) -> tuple[dict[str, l
 
 def gather(runs: Path, data: str) -> Row:
     """Everything, as it is written; `data` names where the images are from."""
-    macs = _read(runs / f"{DENSE}-test.json")["dense_macs"]
-    answers = {name: load_answers(runs, f"{name}-test", macs) for name in RUNS if name != FIRST}
+    macs = _read(runs / DENSE / "test.json")["dense_macs"]
+    answers = {name: load_answers(runs / name / "test", macs) for name in RUNS}
     dense = answers[DENSE].right[answers[DENSE].at(own_px(DENSE))]
-    points = {name: found.rows(dense) for name, found in answers.items()} | {FIRST: _first_points(runs, macs)}
-    rows, reached = compare(answers, load_answers(runs, "joint-heldout", macs))
+    points = {name: found.rows(dense) for name, found in answers.items()}
+    rows, reached = compare(answers, load_answers(runs / "joint" / "heldout", macs))
     return {
         "data": data,
         "images": len(dense),
@@ -174,7 +179,12 @@ def gather(runs: Path, data: str) -> Row:
         "methods": [{"name": name, "what": what, "reached": reached[name]} for name, what in METHODS.items()],
         "short_runs": _short_runs(runs),
         "runs": [
-            {"name": name, "what": what, "training": _training(_read(runs / f"{name}.json")), "points": points[name]}
+            {
+                "name": name,
+                "what": what,
+                "training": _training(_read(runs / name / "train.json")),
+                "points": points[name],
+            }
             for name, what in RUNS.items()
         ],
         "frontiers": {name: frontier(found) for name, found in rows.items()},
@@ -195,10 +205,12 @@ def own_px(name: str) -> int:
     return int(name.removeprefix("d"))
 
 
-def load_answers(runs: Path, name: str, full_macs: int) -> Answers:
-    """What `models.evaluate` wrote, costs against `full_macs`."""
-    with np.load(runs / f"{name}.npz") as arrays:
-        macs_ratio = arrays["macs_ratio"].astype(float) * (_read(runs / f"{name}.json")["dense_macs"] / full_macs)
+def load_answers(measured: Path, full_macs: int) -> Answers:
+    """What `models.evaluate` wrote, `measured`.json and .npz; costs against `full_macs`."""
+    with np.load(measured.with_suffix(".npz")) as arrays:
+        macs_ratio = arrays["macs_ratio"].astype(float) * (
+            _read(measured.with_suffix(".json"))["dense_macs"] / full_macs
+        )
         return Answers(arrays["point"], arrays["answer"] == arrays["label"], arrays["probability"], macs_ratio)
 
 
@@ -209,25 +221,18 @@ def dumps(results: Row) -> str:
 
 
 def _short_runs(runs: Path) -> Row:
-    found = [short_run(_read(runs / f"{name}.json"), {"name": name, "what": what}) for name, what in SHORT.items()]
-    for run in found:
-        run["training"]["start"] = SHORT_START
-    images, top1 = _read(runs / "joint-heldout.json")["images"], found[0]["points"][0]["top1"]
+    found = [
+        short_run(_read(runs / "short" / name / "train.json"), {"name": name, "what": what})
+        for name, what in SHORT.items()
+    ]
+    images, top1 = _read(runs / "joint" / "heldout.json")["images"], found[0]["points"][0]["top1"]
     return {
         "images": images,
         "standard_error_points": round(100 * math.sqrt(top1 * (1 - top1) / images), 2),
-        "start": short_run(_read(runs / f"{SHORT_START}.json"), {"name": SHORT_START}),
+        "start": short_run(_read(runs / SHORT_START / "train.json"), {"name": SHORT_START}),
         "shares": SHARES,
         "runs": found,
     }
-
-
-def _first_points(runs: Path, full_macs: int) -> list[Row]:
-    """Of the first model each image's answer wasn't kept."""
-    measured = _read(runs / f"{FIRST}-test.json")
-    scale, own = measured["dense_macs"] / full_macs, {"size_px": measured["image_size_px"]}
-    rows = [{name: row[name] for name in ("threshold", "macs_ratio", "top1")} for row in measured["rows"]]
-    return [own | row | {"macs_ratio": round(row["macs_ratio"] * scale, 4)} for row in rows]
 
 
 def _training(summary: Row) -> Row:
@@ -247,7 +252,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="the checkpoint's folder")
     options = parser.parse_args(argv)
     try:
-        results = gather(options.runs, options.data or _read(options.runs / f"{DENSE}-test.json")["data"])
+        results = gather(options.runs, options.data or _read(options.runs / DENSE / "test.json")["data"])
     except (OSError, ValueError, KeyError) as error:
         print(f"models.results: {type(error).__name__}: {error}", file=sys.stderr)
         return 2

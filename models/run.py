@@ -21,6 +21,7 @@ from models.config import TrainConfig
 from models.data import Images, epoch_order
 from models.pruned_vit import PrunedViT
 from models.stages import STAGES, Step
+from models.teacher import Teacher
 
 STATE = "state.pt"  # optimiser and progress, beside the checkpoint; deleted by nobody, needed only to resume
 SAVE_EVERY_S = 120.0
@@ -33,18 +34,20 @@ class Machine:
 
     device: str
     dtype: torch.dtype  # of the computing; parameters and optimiser stay float32
+    compiled: bool = False  # layers go through torch.compile: worth it where a run takes minutes
 
 
-def pick_machine(device: str, precision: str) -> Machine:
+def pick_machine(device: str, precision: str, compiled: bool = False) -> Machine:
     """`auto` takes the GPU where there is one, and bfloat16 where the hardware has it (elsewhere it is slower)."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if precision != "auto":
-        return Machine(device, {"fp32": torch.float32, "bf16": torch.bfloat16}[precision])
+        return Machine(device, {"fp32": torch.float32, "bf16": torch.bfloat16}[precision], compiled)
     if device == "cuda":
-        return Machine(device, torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32)
+        return Machine(device, torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32, compiled)
     fast = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return Machine(device, torch.bfloat16 if fast.get("avx512_bf16") or fast.get("amx_bf16") else torch.float32)
+    half = fast.get("avx512_bf16") or fast.get("amx_bf16")
+    return Machine(device, torch.bfloat16 if half else torch.float32, compiled)
 
 
 def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
@@ -53,6 +56,11 @@ def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
     if step < warmup:
         return config.learning_rate * (step + 1) / warmup
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def step_rng(config: TrainConfig, step: int) -> torch.Generator:
+    """What a step's view is drawn from: a function of the run's seed and the step alone."""
+    return torch.Generator().manual_seed(config.seed * 1_000_003 + step)
 
 
 @dataclass
@@ -87,12 +95,14 @@ class Run:
     """One training run in its folder: the loop, its checkpoints, its log."""
 
     def __init__(
-        self, model: PrunedViT, config: TrainConfig, machine: Machine, out: Path, teacher: PrunedViT | None = None
+        self, model: PrunedViT, config: TrainConfig, machine: Machine, out: Path, teacher: Teacher | None = None
     ) -> None:
         self.model = model.to(machine.device)  # float32, what the optimiser changes and checkpoints hold
         half = machine.dtype is not torch.float32
         self.working = copy.deepcopy(self.model).to(machine.dtype) if half else self.model  # what computes
-        self.teacher = None if teacher is None else teacher.to(machine.device, machine.dtype)
+        if machine.compiled:
+            compile_layers(self.working)
+        self.teacher = teacher
         self.config, self.machine, self.out = config, machine, out
         self.stage = STAGES[config.stage]
         self.optimiser = torch.optim.AdamW(
@@ -165,19 +175,32 @@ class Run:
         rate = learning_rate(step, steps, self.config)
         for group in self.optimiser.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
-        rng = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
+        rng = step_rng(self.config, step)
         torch.manual_seed(rng.initial_seed())  # stochastic depth and gate noise draw from the device's own generator
-        context = Step(self.config, rng, step / steps, self.teacher)
+        context = Step(self.config, rng, step, steps, self.teacher)
         self.working.zero_grad(set_to_none=True)
         loss = self.stage.loss(self.working, *self._move(pixels, labels), context)
         loss.backward()
         if self.working is not self.model:
-            for own, computed in zip(self.model.parameters(), self.working.parameters(), strict=True):
-                own.grad = None if computed.grad is None else computed.grad.float()
+            self._take_gradients()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimiser.step()
         self._refresh()
         return loss.detach()
+
+    @torch.no_grad()
+    def _take_gradients(self) -> None:
+        """Those of the parameters that compute, in float32; one kernel for all, where launching is what takes time."""
+        into, found = [], []
+        for own, computed in zip(self.model.parameters(), self.working.parameters(), strict=True):
+            if computed.grad is None:
+                own.grad = None
+                continue
+            if own.grad is None:
+                own.grad = torch.empty_like(own)
+            into.append(own.grad)
+            found.append(computed.grad)
+        torch._foreach_copy_(into, found)
 
     @torch.no_grad()
     def _refresh(self) -> None:
@@ -189,10 +212,21 @@ class Run:
     def _validate(self, heldout: Images) -> dict[str, Any]:
         self.working.eval()
         batches = (self._move(*batch) for batch in heldout.batches(self.config.batch_size))
-        return self.stage.validate(self.working, batches, self.config)
+        with torch.compiler.set_stance("force_eager"):  # evaluation alone isn't worth compiling for
+            return self.stage.validate(self.working, batches, self.config)
 
     def _move(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         return pixels.to(self.machine.device), labels.to(self.machine.device)
+
+
+def compile_layers(model: PrunedViT) -> None:
+    """Layers through torch.compile, one after the other: alike, they share what is compiled, for every input size.
+
+    Stochastic depth makes them unlike each other and is compiled for each, up to torch's limit of eight.
+    """
+    for block in model.vit.blocks:
+        block.compile(dynamic=True)
+    model.masked_block = torch.compile(model.masked_block, dynamic=True)
 
 
 def as_json(config: TrainConfig) -> dict[str, Any]:

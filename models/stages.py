@@ -13,13 +13,14 @@ from torch import Tensor
 from models.augment import View, augment, whole
 from models.config import TrainConfig
 from models.labels import keep_labels
-from models.losses import budget_loss, distillation_loss, gate_loss, task_loss
+from models.losses import budget_loss, distillation_loss, gate_loss, group_of, task_loss
 from models.macs import shape_of, used_macs
 from models.merging import merged_forward, merged_macs
 from models.preprocessing import normalise
 from models.pruned_vit import PrunedViT
 from models.regularise import diversity_loss
 from models.selection import straight_through
+from models.teacher import Teacher
 
 GROUPS = 8  # groups of a joint batch, each with its own threshold
 VALIDATED = (0.0, 0.15, 0.3, 0.45, 0.6)  # thresholds a joint run is judged at
@@ -47,11 +48,12 @@ class Step:
     """What one step of a run may know beside its batch."""
 
     def __init__(
-        self, config: TrainConfig, rng: torch.Generator, progress: float = 0.0, teacher: PrunedViT | None = None
+        self, config: TrainConfig, rng: torch.Generator, number: int = 0, steps: int = 1, teacher: Teacher | None = None
     ) -> None:
         self.config = config
-        self.rng = rng  # on the CPU, seeded by run, epoch and step
-        self.progress = progress  # share of all steps done
+        self.rng = rng  # on the CPU, seeded by run and step
+        self.number = number
+        self.progress = number / steps  # share of all steps done
         self.teacher = teacher
 
     def view(self, model: PrunedViT, pixels: Tensor, labels: Tensor) -> View:
@@ -63,17 +65,13 @@ class Step:
         sizes = self.config.sizes_px or (model.config.image_size_px,)
         return sizes[int(torch.randint(len(sizes), (), generator=self.rng))]
 
-    def task_loss(self, model: PrunedViT, logits: Tensor, view: View) -> Tensor:
+    def task_loss(self, logits: Tensor, view: View) -> Tensor:
         """Against the labels, and against the teacher where there is one."""
         loss = task_loss(logits, view.targets)
         if self.teacher is None:
             return loss
-        with torch.no_grad():
-            config = self.teacher.config
-            images = normalise(view.at(config.image_size_px), config.mean, config.std)
-            answers = self.teacher(images, images.new_zeros(len(images))).logits
         share = self.config.distillation
-        return (1 - share) * loss + share * distillation_loss(logits, answers)
+        return (1 - share) * loss + share * distillation_loss(logits, self.teacher.answers(self.number, view))
 
 
 class DenseStage:
@@ -87,7 +85,7 @@ class DenseStage:
         """Cross-entropy with the labels' and the teacher's answers."""
         view = context.view(model, pixels, labels)
         x = normalise(view.at(context.size_px(model)), model.config.mean, model.config.std)
-        return context.task_loss(model, dense_logits(model, x, context.config), view)
+        return context.task_loss(dense_logits(model, x, context.config), view)
 
     def validate(
         self, model: PrunedViT, batches: Iterable[tuple[Tensor, Tensor]], config: TrainConfig
@@ -103,7 +101,8 @@ class JointStage(DenseStage):
 
     A part of each batch runs at threshold 0; the rest in groups, each with a threshold of its own. A gate's decision is
     a hard 0 or 1 whose gradient is that of its score (straight-through, 1308.3432), with logistic noise that fades. One
-    global budget ties the threshold to the share of patches skipped.
+    global budget ties the threshold to the share of patches skipped. With `full_share` a step shows its images twice,
+    in full as well, so that the full model learns in every step (the largest of a sandwich, 1903.05134).
     """
 
     def parameter_groups(self, model: PrunedViT, config: TrainConfig) -> list[dict[str, Any]]:
@@ -120,18 +119,25 @@ class JointStage(DenseStage):
     def loss(self, model: PrunedViT, pixels: Tensor, labels: Tensor, context: Step) -> Tensor:
         """The task at every threshold, plus the budget."""
         config = context.config
-        if len(labels) < GROUPS:  # an epoch's last batch: its images are shown at several thresholds each
-            rows = torch.arange(GROUPS, device=labels.device) % len(labels)
-            pixels, labels = pixels[rows], labels[rows]
-        B = len(labels) - len(labels) % GROUPS
-        view = context.view(model, pixels[:B], labels[:B])
-        x = normalise(view.at(context.size_px(model)), model.config.mean, model.config.std)
-        threshold = self._thresholds(B, context).to(x.device)
+        view = context.view(model, pixels, labels)
+        mean, std, full_px = model.config.mean, model.config.std, model.config.image_size_px
+        size_px, dense_share = context.size_px(model), config.dense_share
+        x = normalise(view.at(size_px), mean, std)
+        full = None
+        if config.full_share:
+            in_full = x if size_px == full_px else normalise(view.at(full_px), mean, std)
+            full = context.task_loss(model.dense(in_full), view)
+            dense_share = 0.0 if size_px == full_px else dense_share  # which was just shown
+        threshold = self._thresholds(len(labels), dense_share, context).to(x.device)
         noise = config.gate_noise * max(0.0, 1 - 2 * context.progress)
         with last_input(model) as tokens:
             out = model(x, threshold, decide=straight_through(noise))
-        budget = budget_loss(out.kept[:, list(model.config.gated_layers)], threshold, GROUPS)
-        loss = context.task_loss(model, out.logits, view) + config.budget_weight * budget
+        loss = context.task_loss(out.logits, view)
+        if full is not None:
+            loss = (1 - config.full_share) * loss + config.full_share * full
+        groups = min(GROUPS, len(labels))
+        budget = budget_loss(out.kept[:, list(model.config.gated_layers)], threshold, groups)
+        loss = loss + config.budget_weight * budget
         if config.diversity:
             loss = loss + config.diversity * diversity_loss(tokens[0][:, model.vit.num_prefix_tokens :])
         return loss
@@ -146,14 +152,14 @@ class JointStage(DenseStage):
         return {"accuracy": sum(row["top1"] for row in rows[: len(VALIDATED)]) / len(VALIDATED), "points": rows}
 
     @staticmethod
-    def _thresholds(images: int, context: Step) -> Tensor:
+    def _thresholds(images: int, dense_share: float, context: Step) -> Tensor:
         """(B,) one threshold a group: 0 for some groups, the rest spread evenly, with a random offset, to the limit."""
-        config = context.config
+        config, groups = context.config, min(GROUPS, images)
         ramp = min(1.0, context.progress / config.ramp_ratio) if config.ramp_ratio else 1.0
-        dense = round(config.dense_share * GROUPS)
-        spread = (torch.arange(GROUPS - dense) + torch.rand((), generator=context.rng)) / (GROUPS - dense)
-        groups = torch.cat([torch.zeros(dense), spread * config.threshold_max * ramp])
-        return groups.repeat_interleave(images // GROUPS)
+        dense = round(dense_share * groups)
+        spread = (torch.arange(groups - dense) + torch.rand((), generator=context.rng)) / (groups - dense)
+        thresholds = torch.cat([torch.zeros(dense), spread * config.threshold_max * ramp])
+        return thresholds[group_of(images, groups)]
 
 
 class GatesStage:
@@ -206,7 +212,7 @@ def dense_logits(model: PrunedViT, x: Tensor, config: TrainConfig) -> Tensor:
     """The plain model's logits (B, classes), or its logits with tokens merged where the run merges."""
     if config.merged:
         return merged_forward(model, x, config.merged)
-    return model(x, x.new_zeros(len(x))).logits
+    return model.dense(x)
 
 
 def judge(

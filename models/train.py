@@ -12,6 +12,7 @@ line of the output is one JSON object.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 import time
@@ -20,17 +21,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from models import checkpoint
+from models.augment import augment
 from models.backbone import reads_prefix_only
 from models.checkpoint import CheckpointError
 from models.config import PrunedViTConfig, TrainConfig
-from models.data import DataError, decode, epoch_order, load_images, source_name, source_size, split_holdout
+from models.data import DataError, Images, decode, epoch_order, load_images, source_name, source_size, split_holdout
 from models.gates import GATES
 from models.pruned_vit import PrunedViT, UnsupportedModel, build
 from models.regularise import SCALINGS
-from models.run import Run, as_json, pick_machine
+from models.run import Machine, Run, as_json, compile_layers, pick_machine, step_rng
 from models.stages import STAGES
+from models.teacher import Teacher
+
+# Of TrainConfig: what the views of a run depend on, beside its images.
+VIEWS = ("batch_size", "shift_px", "crop_min", "colour", "mixup", "cutmix", "holdout_ratio", "max_images", "seed")
 
 
 class RecipeParser(argparse.ArgumentParser):
@@ -62,8 +69,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--gated-layers", help="comma-separated, from 0; default: as --init, or all but a CLS-only last"
     )
     parser.add_argument("--teacher", type=Path, help="checkpoint folder whose answers are learned as well")
+    parser.add_argument("--answers", type=Path, help="file that holds them for runs with the same views")
+    parser.add_argument("--answers-only", action="store_true", help="write that file for every epoch and stop")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto")
+    parser.add_argument("--compile", action="store_true", help="layers through torch.compile: a minute, then faster")
     parser.add_argument("--scaled", nargs="*", choices=sorted(SCALINGS), help="against over-smoothing")
     parser.add_argument("--workers", type=int, default=0, help="processes that decode images; 0: none of their own")
     for field in fields(TrainConfig):
@@ -105,6 +115,20 @@ def model_for(options: argparse.Namespace, labels: tuple[str, ...]) -> PrunedViT
     return model
 
 
+def teacher_for(
+    options: argparse.Namespace, config: TrainConfig, machine: Machine, training_images: int
+) -> Teacher | None:
+    """The run's teacher, if it has one."""
+    if options.teacher is None:
+        return None
+    model = checkpoint.load(options.teacher).requires_grad_(False).to(machine.device, machine.dtype)
+    if machine.compiled:
+        compile_layers(model)
+    views = {name: getattr(config, name) for name in VIEWS} | {"data": source_name(options.data)}
+    views |= {"training_images": training_images, "teacher": file_digest(options.teacher / checkpoint.WEIGHTS)}
+    return Teacher(model, views)
+
+
 def train(options: argparse.Namespace) -> dict[str, Any]:
     """Run or resume the training that the options describe and return its summary, also written to `train.json`."""
     config = TrainConfig(**{field.name: getattr(options, field.name) for field in fields(TrainConfig)})
@@ -114,26 +138,52 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
     training, heldout = split_holdout(replace(images, size_px=source_px), config.holdout_ratio)
     if config.max_images:
         training = training.select(epoch_order(len(training), config.seed, 0)[: config.max_images])
-    teacher = None if options.teacher is None else checkpoint.load(options.teacher).requires_grad_(False)
-    run = Run(model, config, pick_machine(options.device, options.precision), options.out, teacher)
+    machine = pick_machine(options.device, options.precision, options.compile)
+    teacher = teacher_for(options, config, machine, len(training))
+    if options.answers_only:
+        return ask(teacher, options.answers, decode(training, options.workers).to(machine.device), config)
+    if teacher is not None and options.answers is not None:
+        teacher.load(options.answers)
+    run = Run(model, config, machine, options.out, teacher)
     if run.resume():
         done = run.progress
         print(f"resumed at epoch {done.epoch + 1}, {done.images} images in", file=sys.stderr)
     started = time.monotonic()
-    run.fit(*(decode(split, options.workers).to(run.machine.device) for split in (training, heldout)))
+    run.fit(*(decode(split, options.workers).to(machine.device) for split in (training, heldout)))
     summary = {
         "config": as_json(config),
         "data": source_name(options.data),
         "init": options.init and options.init.name,
         "teacher": options.teacher and options.teacher.name,
-        "device": torch.cuda.get_device_name() if run.machine.device == "cuda" else "cpu",
-        "precision": str(run.machine.dtype),
+        "device": torch.cuda.get_device_name() if machine.device == "cuda" else "cpu",
+        "precision": str(machine.dtype),
         "training_images": len(training),
         "wall_s": round(time.monotonic() - started, 1),  # of this call: a resumed run took longer in all
         "history": run.progress.history,
     }
     (options.out / "train.json").write_text(json.dumps(summary, indent=1) + "\n")
     return summary
+
+
+def ask(teacher: Teacher | None, file: Path | None, training: Images, config: TrainConfig) -> dict[str, Any]:
+    """Write the teacher's answers to every view of the run that the options describe, which isn't run."""
+    if teacher is None or file is None:
+        raise ValueError("--answers-only needs --teacher, who answers, and --answers, where they go")
+    teacher.keeps = True
+    classes, step = len(teacher.model.config.labels), 0
+    for epoch in tqdm(range(config.epochs), desc="answers", unit="epoch"):
+        for pixels, labels in training.batches(config.batch_size, epoch_order(len(training), config.seed, epoch)):
+            teacher.answers(step, augment(pixels, labels, classes, config, step_rng(config, step)))
+            step += 1
+    file.parent.mkdir(parents=True, exist_ok=True)
+    teacher.save(file)
+    return {"answers": str(file.name), "steps": step, "views": teacher.views}
+
+
+def file_digest(file: Path) -> str:
+    """The sha256 of a file's content."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def main(argv: list[str] | None = None) -> int:

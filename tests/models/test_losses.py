@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.losses import budget_loss, distillation_loss, gate_loss, task_loss
+from models.losses import budget_loss, distillation_loss, gate_loss, group_of, task_loss
 
 
 def kept(*shares: tuple[float, float]) -> Tensor:
@@ -33,6 +33,12 @@ def test_the_budget_is_the_mean_of_squared_distances() -> None:
     decisions = kept((1.0, 0.5), (0.5, 1.0), (0.0, 0.0), (0.25, 0.25))  # groups skip 0.25 and 0.875
     found = budget_loss(decisions, torch.tensor([0.5, 0.5, 0.75, 0.75]), 2).item()
     assert found == pytest.approx((0.25**2 + 0.125**2) / 2)
+
+
+def test_groups_may_differ_by_an_image_and_weigh_the_same() -> None:
+    assert group_of(7, 3).tolist() == [0, 0, 0, 1, 1, 2, 2]
+    decisions = kept((1.0, 1.0), (1.0, 1.0), (1.0, 1.0), (0.5, 0.5), (0.5, 0.5))  # groups of 3 and 2
+    assert budget_loss(decisions, torch.tensor([0.2] * 3 + [0.5] * 2), 2).item() == pytest.approx(0.2**2 / 2)
 
 
 def test_the_budgets_gradient_asks_to_keep_more_where_too_much_is_skipped() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from models import results
 from models.results import Answers, between, chosen, dumps, load_answers, short_run, two_steps, two_steps_of_one
 
+ROOT = Path(__file__).parent.parent.parent
 IMAGES = 8
 
 
@@ -104,6 +106,7 @@ def write_runs(folder: Path) -> Path:
         right = rng.random((len(points), IMAGES)) < 0.7
         right[points[:, 1] == 0] |= rng.random(IMAGES) < 0.5
         arrays = {"answer": np.where(right, label, -1), "label": label, "point": points, "macs_ratio": costs}
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         np.savez(folder / f"{name}.npz", allow_pickle=False, probability=rng.random(right.shape), **arrays)
         rows = [{"threshold": 0.0, "macs_ratio": 1.0, "top1": 0.5}]
         about = {"data": "toys", "images": IMAGES, "image_size_px": max(sizes), "dense_macs": 1000 * max(sizes)}
@@ -112,16 +115,17 @@ def write_runs(folder: Path) -> Path:
     for name in results.RUNS:
         sizes = {"joint": [112, 98, 84, 70, 56], "d112": [112, 84], "teacher": [168], "gates": [112]}
         write(
-            f"{name}-test", sizes.get(name, [int(name[1:])] if name[1:].isdigit() else []), thresholds.get(name, (0.0,))
+            f"{name}/test", sizes.get(name, [int(name[1:])] if name[1:].isdigit() else []), thresholds.get(name, (0.0,))
         )
-    write("joint-heldout", [112, 98, 84, 70, 56], (0.0, 0.5))
-    for name in (*results.RUNS, *results.SHORT, results.SHORT_START):
-        (folder / f"{name}.json").write_text(json.dumps(summary((0.0, 1.0, 0.9), (0.6, 0.5, 0.7))))
+    write("joint/heldout", [112, 98, 84, 70, 56], (0.0, 0.5))
+    for name in (*results.RUNS, *(f"short/{name}" for name in results.SHORT)):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        (folder / name / "train.json").write_text(json.dumps(summary((0.0, 1.0, 0.9), (0.6, 0.5, 0.7))))
     return folder
 
 
 def test_costs_of_other_sizes_are_against_the_full_one(tmp_path: Path) -> None:
-    found = load_answers(write_runs(tmp_path), "d56-test", 112_000)
+    found = load_answers(write_runs(tmp_path) / "d56" / "test", 112_000)
     assert found.macs_ratio == pytest.approx(0.5)
 
 
@@ -151,10 +155,25 @@ def test_the_command_gathers_everything_and_draws_it(tmp_path: Path) -> None:
     assert str(tmp_path) not in (out / "results.json").read_text()
 
 
+def test_the_study_makes_every_file_that_results_are_gathered_from(tmp_path: Path) -> None:
+    command = ["make", "--dry-run", "--file", "models/study.mk", f"RUNS={tmp_path}", "DATA=toys"]
+    made = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    for name in results.RUNS:
+        assert f"--out {tmp_path / name} >" in made, name
+        assert f"--out {tmp_path / name / 'test.json'} " in made, name
+        assert f"--predictions {tmp_path / name / 'test.npz'} " in made, name
+    assert f"--predictions {tmp_path / 'joint' / 'heldout.npz'} " in made
+    for name in results.SHORT:
+        assert f"--out {tmp_path / 'short' / name} >" in made, name
+    trained = [line for line in made.splitlines() if line.startswith("mkdir")]
+    assert len(trained) == len(results.RUNS) + len(results.SHORT) + 1  # the gates that a warm start starts from
+    assert len({line.partition(" --init ")[2] for line in trained}) == len(trained)  # no two are the same run
+
+
 def test_a_missing_run_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (write_runs(tmp_path) / "d70-test.npz").unlink()
+    (write_runs(tmp_path) / "d70" / "test.npz").unlink()
     assert results.main(["--runs", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
-    assert "d70-test.npz" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert "d70/test.npz" in capsys.readouterr().err.strip().splitlines()[-1]
     assert not (tmp_path / "out").exists()
 
 

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from models import checkpoint, run, train
+from models import checkpoint, run, stages, train
 from models.config import TrainConfig
+from models.pruned_vit import build
+from models.teacher import Teacher
 from tests.conftest import GATED, MODEL, SIZE_PX, SMALL_PX
 
 Capture = pytest.CaptureFixture[str]
@@ -117,6 +119,100 @@ def test_a_last_batch_smaller_than_a_joint_steps_groups_is_learned_from_too(
     more = ["--stage", "joint", "--init", str(toy_checkpoint.parent / "gates"), "--max-images", "19"]
     assert train.main(options(toy_images, tmp_path / "out", *more)) == 0
     assert json.loads((tmp_path / "out" / "train.json").read_text())["training_images"] == 19
+
+
+def joint(toy_checkpoint: Path, *more: str) -> list[str]:
+    """Options of a short joint run from the toy gates, taught by the toy model."""
+    runs = toy_checkpoint.parent
+    start = ["--stage", "joint", "--init", str(runs / "gates"), "--teacher", str(runs / "dense"), "--epochs", "2"]
+    return [*start, "--sizes-px", f"{SIZE_PX},{SMALL_PX}", "--mixup", "0.4", "--cutmix", "1", *more]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    """What a run ended with, by name."""
+    return checkpoint.read_weights(run / checkpoint.WEIGHTS)
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_kept_answers_teach_as_the_teacher_does_who_is_not_asked_again(
+    toy_checkpoint: Path, toy_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more, file = joint(toy_checkpoint, "--full-share", "0.5"), ["--answers", str(tmp_path / "answers.pt")]
+    assert train.main(options(toy_images, tmp_path / "asking", *more)) == 0
+    assert train.main(options(toy_images, tmp_path / "none", *more, *file, "--answers-only")) == 0
+    assert not (tmp_path / "none").exists()
+
+    load = Teacher.load
+
+    def load_and_fall_silent(teacher: Teacher, answers: Path) -> None:
+        load(teacher, answers)
+        monkeypatch.setattr(teacher, "model", None)
+
+    monkeypatch.setattr(Teacher, "load", load_and_fall_silent)
+    assert train.main(options(toy_images, tmp_path / "kept", *more, *file)) == 0
+    assert same(weights(tmp_path / "asking"), weights(tmp_path / "kept"))
+
+
+def test_answers_to_other_views_are_refused(
+    toy_checkpoint: Path, toy_images: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    more = joint(toy_checkpoint, "--answers", str(tmp_path / "answers.pt"))
+    assert train.main(options(toy_images, tmp_path / "out", *more)) == 2
+    assert "answers.pt is missing: write it with the same options and --answers-only" in capsys.readouterr().err
+    assert train.main(options(toy_images, tmp_path / "out", *more, "--answers-only")) == 0
+    assert train.main(options(toy_images, tmp_path / "out", *more, "--seed", "1")) == 2
+    assert "answers.pt holds answers to other views" in capsys.readouterr().err
+
+
+def test_a_step_shown_in_full_as_well_learns_what_the_dense_model_learns(toy_checkpoint: Path) -> None:
+    model = build(checkpoint.read_config(toy_checkpoint), any_size=True).eval()
+    checkpoint.initialise(model, toy_checkpoint)
+    pixels = torch.randint(256, (11, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(11) % 3
+
+    def loss(stage: str, **settings: float) -> float:
+        sizes_px = (SMALL_PX,) if stage == "joint" else ()
+        config = TrainConfig(stage=stage, sizes_px=sizes_px, **settings)  # type: ignore[arg-type]
+        context = stages.Step(config, run.step_rng(config, 0))
+        return stages.STAGES[stage].loss(model, pixels, labels, context).item()
+
+    assert loss("joint", full_share=1.0, budget_weight=0.0) == pytest.approx(loss("dense"), abs=1e-6)
+    parts = [loss("joint", full_share=share, budget_weight=0.0, gate_noise=0.0) for share in (0.0, 0.25, 1.0)]
+    assert parts[1] == pytest.approx(0.75 * parts[0] + 0.25 * parts[2], abs=1e-5)
+    assert abs(parts[0] - parts[2]) > 1e-3
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # by torch's own tracing
+def test_compiled_layers_learn_as_others_do(
+    toy_checkpoint: Path, toy_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[object] = []
+
+    def fast(function: object, **settings: object) -> object:  # traced, but not turned into C++, which takes a minute
+        compiled.append(function)
+        return compile_(function, backend="eager", **settings)  # type: ignore[call-overload]
+
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", fast)
+    more = joint(toy_checkpoint, "--full-share", "0.5", "--max-images", "32", "--drop-path", "0")
+    assert train.main(options(toy_images, tmp_path / "plain", *more)) == 0
+    assert not compiled
+    assert train.main(options(toy_images, tmp_path / "compiled", *more, "--compile")) == 0
+    assert len(compiled) >= 6
+    one, other = weights(tmp_path / "plain"), weights(tmp_path / "compiled")
+    assert max(float((one[name] - other[name]).abs().max()) for name in one) < 1e-3
+
+
+def test_bfloat16_learns_from_float32_gradients_of_every_parameter(
+    toy_checkpoint: Path, toy_images: Path, tmp_path: Path
+) -> None:
+    more = [*joint(toy_checkpoint), "--precision", "bf16", "--gated-layers", ",".join(map(str, GATED))]
+    assert train.main(options(toy_images, tmp_path / "out", *more)) == 0
+    before, after = weights(toy_checkpoint.parent / "gates"), weights(tmp_path / "out")
+    assert all(not torch.equal(before[name], after[name]) for name in after if name.endswith("weight"))
 
 
 def test_a_folder_with_another_run_is_not_overwritten(toy_checkpoint: Path, toy_images: Path, capsys: Capture) -> None:

@@ -1,0 +1,110 @@
+# Everything that `models.results` compares, trained and measured anew, in one folder: this model, its rivals (each
+# trained alike) and the short runs behind its choices. Runs go side by side and share their teacher's answers; one that
+# is done is not done again, one that was stopped goes on.
+#
+#   make -f models/study.mk -j 5 DATA=DATA INIT=BACKBONE.safetensors
+#   make -f models/study.mk -j 5 DATA=DATA INIT=models/zoo/NAME START=models/zoo/NAME JOINT=models/recipes/sandwich.args
+#
+# A run's log is RUNS/NAME/log.txt. Not run in full: estimated at half an hour on an H100 with -j 5, at weeks on a CPU.
+# A dry run, every step on a folder of a few hundred images, takes a quarter of an hour on two cores:
+#
+#   make -f models/study.mk -j 2 DATA=FEW RUNS=runs/dry EPOCHS=1 SHORT_EPOCHS=1 TEACHER_OPTIONS="--epochs 1" \
+#     TRAIN_OPTIONS="--max-images 48 --batch-size 24" EVALUATE_OPTIONS="--batch-size 50 --max-images 30"
+
+PYTHON ?= .venv/bin/python
+DATA ?= uoft-cs/cifar100
+# Where the teacher starts: a checkpoint folder or a timm safetensors file.
+INIT ?= models/zoo/cifar100-vits14
+RUNS ?= runs/study
+# Where this model and its rivals start.
+START ?= $(RUNS)/teacher
+JOINT ?= models/recipes/joint.args
+DENSE := models/recipes/dense.args
+SIZES ?= 112,98,84,70,56
+EPOCHS ?= 28
+SHORT_EPOCHS ?= 4
+# Options of every training, of the teacher's alone, and of every evaluation.
+TRAIN_OPTIONS ?=
+TEACHER_OPTIONS ?=
+EVALUATE_OPTIONS ?= --batch-size 500
+
+RIVALS := d112 d84 d70 d56
+SHORT := dense context full cls normed mlp kept_only skip_mlp every_second warm diversity attention_scale feature_scale \
+  cls_attention random
+
+# How a short run differs from `context`: gates that see the patch, CLS and the mean patch, at the full size alone.
+options_full := --full-share 0.5
+options_cls := --gate context_cls
+options_normed := --gate normed
+options_mlp := --gate mlp
+options_kept_only := --attention kept_only
+options_skip_mlp := --skips mlp
+options_every_second := --gated-layers 0,2,4,6,8,10
+options_warm := --init $(RUNS)/short/labels
+options_diversity := --diversity 0.1
+options_attention_scale := --scaled attention
+options_feature_scale := --scaled features
+options_cls_attention := --gate cls_attention
+options_random := --gate random
+
+# A recipe, and what differs from it in a run.
+train = @mkdir -p $(@D); echo "training $(@D)"; $(PYTHON) -m models.train @$(1) $(TRAIN_OPTIONS) $(2) --data $(DATA) \
+  --out $(@D) > $(@D)/log.txt 2>&1
+evaluate = @echo "measuring $(@D)"; $(PYTHON) -m models.evaluate --checkpoint $(@D) --data $(DATA) --out $@ \
+  --predictions $(@:.json=.npz) $(EVALUATE_OPTIONS) $(1) > $(@:.json=.txt) 2>&1
+taught := --teacher $(RUNS)/teacher --answers $(RUNS)/answers.pt
+
+.PHONY: results train
+.DELETE_ON_ERROR:
+.SECONDARY:
+
+results: train
+	$(PYTHON) -m models.results --runs $(RUNS) --out $(RUNS)
+
+train: $(foreach name,joint teacher gates $(RIVALS),$(RUNS)/$(name)/test.json) $(RUNS)/joint/heldout.json \
+  $(foreach name,$(SHORT),$(RUNS)/short/$(name)/train.json)
+
+$(RUNS)/teacher/train.json:
+	$(call train,models/recipes/teacher.args,--init $(INIT) $(TEACHER_OPTIONS))
+
+$(RUNS)/answers.pt: $(RUNS)/teacher/train.json
+	@echo "asking $(RUNS)/teacher"; $(PYTHON) -m models.train @$(DENSE) $(TRAIN_OPTIONS) --epochs $(EPOCHS) --data $(DATA) \
+	  --image-size 112 --teacher $(RUNS)/teacher --out $(RUNS) --answers $@ --answers-only > $(RUNS)/answers.txt 2>&1
+
+$(RUNS)/joint/train.json: $(RUNS)/answers.pt
+	$(call train,$(JOINT),--init $(START) $(taught) --epochs $(EPOCHS))
+
+$(RIVALS:%=$(RUNS)/%/train.json): $(RUNS)/d%/train.json: $(RUNS)/answers.pt
+	$(call train,$(DENSE),--init $(START) $(taught) --epochs $(EPOCHS) --image-size $*)
+
+# The published method on the dense rival: its backbone rests, gates learn cosine labels.
+$(RUNS)/gates/train.json: $(RUNS)/d112/train.json
+	$(call train,$(JOINT),$(labels) --gate mlp --cosine-threshold 0.9)
+
+$(RUNS)/short/labels/train.json: $(RUNS)/d112/train.json
+	$(call train,$(JOINT),$(labels))
+
+labels := --stage gates --init $(RUNS)/d112 --sizes-px= --epochs $(SHORT_EPOCHS) --learning-rate 1e-3
+
+$(RUNS)/short/dense/train.json: $(RUNS)/d112/train.json
+	$(call train,$(DENSE),--init $(RUNS)/d112 $(taught) --epochs $(SHORT_EPOCHS))
+
+$(RUNS)/short/%/train.json: $(RUNS)/d112/train.json
+	$(call train,$(JOINT),--init $(RUNS)/d112 $(taught) --sizes-px= --full-share 0 --epochs $(SHORT_EPOCHS) $(options_$*))
+
+$(RUNS)/short/warm/train.json: $(RUNS)/short/labels/train.json
+
+$(RUNS)/joint/test.json: $(RUNS)/joint/train.json
+	$(call evaluate,--sizes $(SIZES))
+
+$(RUNS)/joint/heldout.json: $(RUNS)/joint/train.json
+	$(call evaluate,--sizes $(SIZES) --split heldout)
+
+$(RUNS)/d112/test.json: $(RUNS)/d112/train.json
+	$(call evaluate,--sizes $(SIZES) --thresholds 0)
+
+$(RUNS)/gates/test.json: $(RUNS)/gates/train.json
+	$(call evaluate)
+
+$(RUNS)/%/test.json: $(RUNS)/%/train.json
+	$(call evaluate,--thresholds 0)
