@@ -6,7 +6,7 @@ set -euo pipefail
 case "${1:?image or cluster}" in
   image)
     if docker info >/dev/null 2>&1; then exit 0; fi
-    wanted=(buildah:buildah podman:podman runc:runc debootstrap:debootstrap newuidmap:uidmap)
+    wanted=(buildah:buildah podman:podman runc:runc catatonit:catatonit debootstrap:debootstrap newuidmap:uidmap)
     ;;
   cluster) wanted=(promtool:prometheus prometheus:prometheus nginx:nginx-light) ;;
 esac

@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 from functools import cache
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import onnxruntime as ort
 
 from service.artifact import Precision
@@ -59,7 +60,7 @@ def choose_execution(
             float32 graph has operators of ONNX Runtime's own, which would cut its engine into pieces.
         threads: at least 1.
         max_batch_size: rows of the largest batch.
-        available: execution providers of this runtime.
+        available: execution providers that can run here.
         offered: precisions that the bundle has graphs in.
 
     Raises:
@@ -76,8 +77,8 @@ def choose_execution(
         )
     if _NEEDED[provider] not in available:
         raise SettingsError(
-            f"SKIPVIT_PROVIDER={provider}: this ONNX Runtime has only {', '.join(available)}; "
-            "install the extra `service-gpu` instead of `service-cpu`, or set SKIPVIT_PROVIDER=auto"
+            f"SKIPVIT_PROVIDER={provider}: ONNX Runtime runs only {', '.join(available)} here; beside a GPU, "
+            "install the extra `service-gpu` instead of `service-cpu`; or set SKIPVIT_PROVIDER=auto"
         )
     chain = {"cpu": [CPU], "cuda": [CUDA, CPU], "tensorrt": [TENSORRT, CUDA, CPU]}[provider]
     return Execution(tuple(name for name in chain if name in available), precision, threads, max_batch_size)
@@ -122,9 +123,18 @@ def session_options(execution: Execution) -> ort.SessionOptions:
 
 
 def available_providers() -> list[str]:
-    """The execution providers of this runtime."""
+    """The execution providers that can run here. A runtime built for GPUs names theirs where no GPU is as well."""
     found: list[Any] = ort.get_available_providers()
-    return [str(name) for name in found]
+    return [str(name) for name in found if name not in (CUDA, TENSORRT) or _finds_gpu()]
+
+
+def _finds_gpu() -> bool:
+    """Whether CUDA's libraries load and give memory; if not, ONNX Runtime says on stderr what is missing."""
+    try:
+        ort.OrtValue.ortvalue_from_numpy(np.zeros(1, np.float32), "cuda", 0)
+    except Exception:  # the runtime's errors have no common base class but this
+        return False
+    return True
 
 
 def _shapes(rows: int, size_px: int) -> str:

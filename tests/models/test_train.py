@@ -197,7 +197,7 @@ def test_compiled_layers_learn_as_others_do(
 
     compile_ = torch.compile
     monkeypatch.setattr(torch, "compile", fast)
-    more = joint(toy_checkpoint, "--full-share", "0.5", "--max-images", "32", "--drop-path", "0")
+    more = joint(toy_checkpoint, "--full-share", "0.5", "--max-images", "16", "--drop-path", "0", "--epochs", "1")
     assert train.main(options(toy_images, tmp_path / "plain", *more)) == 0
     assert not compiled
     assert train.main(options(toy_images, tmp_path / "compiled", *more, "--compile")) == 0

@@ -76,8 +76,8 @@ def test_the_provider_is_what_was_asked_for_or_the_best_there_is(
 @pytest.mark.parametrize(
     ("provider", "precision", "available", "message"),
     [
-        ("cuda", "float32", [CPU], "SKIPVIT_PROVIDER=cuda: this ONNX Runtime has only CPUExecutionProvider; install"),
-        ("tensorrt", "float16", [CUDA, CPU], "SKIPVIT_PROVIDER=tensorrt: this ONNX Runtime has only"),
+        ("cuda", "float32", [CPU], "SKIPVIT_PROVIDER=cuda: ONNX Runtime runs only CPUExecutionProvider here; beside a"),
+        ("tensorrt", "float16", [CUDA, CPU], "SKIPVIT_PROVIDER=tensorrt: ONNX Runtime runs only"),
         ("cuda", "int8", GPU_RUNTIME, "SKIPVIT_PRECISION=int8 is for CPUs, SKIPVIT_PROVIDER=cuda isn't one"),
     ],
 )
@@ -97,6 +97,20 @@ def test_tensorrt_gets_one_range_of_shapes_for_all_batches() -> None:
     assert list(entries) == [TENSORRT, CUDA, CPU]
     shapes = [entries[TENSORRT][f"trt_profile_{end}_shapes"] for end in ("min", "opt", "max")]
     assert shapes == [f"images:{rows}x{px}x{px}x3,threshold:{rows}" for rows, px in ((1, 56), (12, 98), (24, 98))]
+
+
+@pytest.mark.parametrize(("gpu", "expected"), [(True, GPU_RUNTIME), (False, [CPU])])
+def test_a_runtime_built_for_gpus_is_asked_whether_there_is_one(
+    gpu: bool, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def place(values: object, device: str, index: int) -> None:
+        assert device == "cuda"
+        if not gpu:
+            raise RuntimeError("CUDA Provider not available, can't get interface for it")
+
+    monkeypatch.setattr(ort, "get_available_providers", lambda: GPU_RUNTIME)
+    monkeypatch.setattr(ort.OrtValue, "ortvalue_from_numpy", place)
+    assert available_providers() == expected
 
 
 def test_options_are_those_that_the_runtime_takes() -> None:

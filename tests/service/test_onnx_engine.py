@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from service import execution
 from service.artifact import Bundle, load_bundle
 from service.engine import EngineOutput
-from service.errors import BundleError, InferenceFailed
+from service.errors import BundleError, InferenceFailed, SettingsError
 from service.execution import CPU, CUDA, Provider, available_providers
 from service.onnx_engine import OnnxEngine, run_bound
 
@@ -104,6 +105,19 @@ def test_float16_is_near_and_its_rows_are_their_own(bundle: Bundle, onnx: OnnxEn
         assert 0 < difference < 0.05
         alone = half.infer(images[3:4], threshold[3:4])
         assert np.array_equal(alone.kept[0], near.kept[3])
+
+
+def test_a_runtime_built_for_gpus_serves_on_the_cpu_where_no_gpu_is(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [CUDA, CPU])
+    monkeypatch.setattr(execution, "_finds_gpu", lambda: False)
+    engine = OnnxEngine(bundle, threads=1, precision="auto", provider="auto")
+    assert not engine.execution.on_gpu
+    size_px = bundle.manifest.full.size_px
+    assert np.isfinite(engine.infer(noise(1, size_px), np.array([0.5], np.float32)).logits).all()
+    with pytest.raises(SettingsError, match="SKIPVIT_PROVIDER=cuda"):
+        OnnxEngine(bundle, threads=1, provider="cuda")
 
 
 def test_bound_to_a_devices_memory_a_run_gives_the_same(bundle: Bundle) -> None:
