@@ -34,7 +34,7 @@ class Machine:
 
     device: str
     dtype: torch.dtype  # of the computing; parameters and optimiser stay float32
-    compiled: bool = False  # layers go through torch.compile: worth it where a run takes minutes
+    compiled: bool = False  # layers go through torch.compile
 
 
 def pick_machine(device: str, precision: str, compiled: bool = False) -> Machine:
@@ -222,7 +222,9 @@ class Run:
 def compile_layers(model: PrunedViT) -> None:
     """Layers through torch.compile, one after the other: alike, they share what is compiled, for every input size.
 
-    Stochastic depth makes them unlike each other and is compiled for each, up to torch's limit of eight.
+    Takes half a minute, and pays where computing takes the time, not launching kernels: large batches or inputs, or
+    several runs on one GPU. Stochastic depth makes layers unlike each other; it is compiled for each, up to torch's
+    limit of eight.
     """
     for block in model.vit.blocks:
         block.compile(dynamic=True)

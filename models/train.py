@@ -28,7 +28,17 @@ from models.augment import augment
 from models.backbone import reads_prefix_only
 from models.checkpoint import CheckpointError
 from models.config import PrunedViTConfig, TrainConfig
-from models.data import DataError, Images, decode, epoch_order, load_images, source_name, source_size, split_holdout
+from models.data import (
+    DataError,
+    Images,
+    LabelledImages,
+    decode,
+    epoch_order,
+    load_images,
+    source_name,
+    source_size,
+    split_holdout,
+)
 from models.gates import GATES
 from models.pruned_vit import PrunedViT, UnsupportedModel, build
 from models.regularise import SCALINGS
@@ -73,7 +83,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--answers-only", action="store_true", help="write that file for every epoch and stop")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto")
-    parser.add_argument("--compile", action="store_true", help="layers through torch.compile: a minute, then faster")
+    parser.add_argument(
+        "--compile", action="store_true", help="layers through torch.compile: for large batches or inputs"
+    )
     parser.add_argument("--scaled", nargs="*", choices=sorted(SCALINGS), help="against over-smoothing")
     parser.add_argument("--workers", type=int, default=0, help="processes that decode images; 0: none of their own")
     for field in fields(TrainConfig):
@@ -116,7 +128,7 @@ def model_for(options: argparse.Namespace, labels: tuple[str, ...]) -> PrunedViT
 
 
 def teacher_for(
-    options: argparse.Namespace, config: TrainConfig, machine: Machine, training_images: int
+    options: argparse.Namespace, config: TrainConfig, machine: Machine, training: LabelledImages
 ) -> Teacher | None:
     """The run's teacher, if it has one."""
     if options.teacher is None:
@@ -125,7 +137,8 @@ def teacher_for(
     if machine.compiled:
         compile_layers(model)
     views = {name: getattr(config, name) for name in VIEWS} | {"data": source_name(options.data)}
-    views |= {"training_images": training_images, "teacher": file_digest(options.teacher / checkpoint.WEIGHTS)}
+    views |= {"images": len(training), "source_px": training.size_px}
+    views |= {"teacher": file_digest(options.teacher / checkpoint.WEIGHTS)}
     return Teacher(model, views)
 
 
@@ -139,7 +152,7 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
     if config.max_images:
         training = training.select(epoch_order(len(training), config.seed, 0)[: config.max_images])
     machine = pick_machine(options.device, options.precision, options.compile)
-    teacher = teacher_for(options, config, machine, len(training))
+    teacher = teacher_for(options, config, machine, training)
     if options.answers_only:
         return ask(teacher, options.answers, decode(training, options.workers).to(machine.device), config)
     if teacher is not None and options.answers is not None:

@@ -53,7 +53,7 @@ def choose_execution(
     the weights once a core and take 1.4 times as long for a single image.
 
     Args:
-        provider: `auto` takes CUDA where the runtime has it, but the CPU for int8; the CPU otherwise. Never TensorRT,
+        provider: `auto` takes CUDA where it is available, but the CPU for int8; the CPU otherwise. Never TensorRT,
             which builds its engines for minutes at every start.
         precision: of the large matrix products. `auto` takes int8 on the CPU: half as many images again in batches,
             as accurate on the test images; float32 on a GPU, and where there is no int8. TensorRT takes float16: the

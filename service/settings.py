@@ -71,8 +71,8 @@ class Settings(BaseSettings):
     )
     provider: Literal["auto", "cpu", "cuda", "tensorrt"] = Field(
         "auto",
-        description="Where the graphs run: auto takes CUDA where ONNX Runtime has it, but the CPU for int8, and the "
-        "CPU otherwise. tensorrt may be faster than cuda, and builds its engines for minutes at every start.",
+        description="Where the graphs run: auto takes CUDA where ONNX Runtime finds a GPU, but the CPU for int8, and "
+        "the CPU otherwise. tensorrt may be faster than cuda, and builds its engines for minutes at every start.",
     )
     decode_threads: int = Field(
         0,
