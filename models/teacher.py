@@ -21,33 +21,35 @@ from models.pruned_vit import PrunedViT
 class Teacher:
     """Answers to a run's views, by step."""
 
-    def __init__(self, model: PrunedViT, views: dict[str, Any]) -> None:
-        """Ask `model` every time.
+    def __init__(self, model: PrunedViT, views: dict[str, Any], keeps: bool = False) -> None:
+        """Know no answers yet.
 
         Args:
             model: in evaluation mode, where and in the precision it is to compute.
             views: what a step's view, and the answers to it, depend on, as JSON holds it.
+            keeps: keep the answers to all steps, to be saved; else those to the last one, which may be asked for twice.
         """
-        self.model, self.views = model, views
-        self.known: dict[int, Tensor] = {}
-        self.keeps = False
+        self.model, self.views, self.keeps = model, views, keeps
+        self.loaded: dict[int, Tensor] = {}
+        self.asked: dict[int, Tensor] = {}
 
     @torch.no_grad()
     def answers(self, step: int, view: View) -> Tensor:
         """Logits (B, classes) float16 for a step's view, at the teacher's own input size and threshold 0."""
-        if step in self.known:
-            return self.known[step]
+        for known in (self.loaded, self.asked):
+            if step in known:
+                return known[step]
         config = self.model.config
-        found = self.model.dense(normalise(view.at(config.image_size_px), config.mean, config.std)).half()
         if not self.keeps:
-            self.known.clear()  # all but a step's own, which may be asked for twice
-        self.known[step] = found
-        return found
+            self.asked.clear()
+        images = normalise(view.at(config.image_size_px), config.mean, config.std)
+        self.asked[step] = self.model.dense(images).half()
+        return self.asked[step]
 
     def save(self, file: Path) -> None:
-        """Write the answers there are: two bytes for each class, image and epoch."""
+        """Write the answers that were asked for: two bytes for each class, image and epoch."""
         partial = file.with_name(f"{file.name}.partial")
-        torch.save({"views": self.views, "answers": self.known}, partial)
+        torch.save({"views": self.views, "answers": self.asked}, partial)
         partial.replace(file)
 
     def load(self, file: Path) -> None:
@@ -62,4 +64,4 @@ class Teacher:
             raise CheckpointError(f"{file} is missing: write it with the same options and --answers-only") from None
         if kept["views"] != self.views:
             raise CheckpointError(f"{file} holds answers to other views: write another with --answers-only")
-        self.known, self.keeps = kept["answers"], True
+        self.loaded = kept["answers"]

@@ -139,7 +139,7 @@ def teacher_for(
     views = {name: getattr(config, name) for name in VIEWS} | {"data": source_name(options.data)}
     views |= {"images": len(training), "source_px": training.size_px}
     views |= {"teacher": file_digest(options.teacher / checkpoint.WEIGHTS)}
-    return Teacher(model, views)
+    return Teacher(model, views, keeps=options.answers_only)
 
 
 def train(options: argparse.Namespace) -> dict[str, Any]:
@@ -182,7 +182,6 @@ def ask(teacher: Teacher | None, file: Path | None, training: Images, config: Tr
     """Write the teacher's answers to every view of the run that the options describe, which isn't run."""
     if teacher is None or file is None:
         raise ValueError("--answers-only needs --teacher, who answers, and --answers, where they go")
-    teacher.keeps = True
     classes, step = len(teacher.model.config.labels), 0
     for epoch in tqdm(range(config.epochs), desc="answers", unit="epoch"):
         for pixels, labels in training.batches(config.batch_size, epoch_order(len(training), config.seed, epoch)):
@@ -190,7 +189,7 @@ def ask(teacher: Teacher | None, file: Path | None, training: Images, config: Tr
             step += 1
     file.parent.mkdir(parents=True, exist_ok=True)
     teacher.save(file)
-    return {"answers": str(file.name), "steps": step, "views": teacher.views}
+    return {"answers": file.name, "steps": step, "views": teacher.views}
 
 
 def file_digest(file: Path) -> str:

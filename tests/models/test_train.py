@@ -206,13 +206,19 @@ def test_compiled_layers_learn_as_others_do(
     assert max(float((one[name] - other[name]).abs().max()) for name in one) < 1e-3
 
 
-def test_bfloat16_learns_from_float32_gradients_of_every_parameter(
-    toy_checkpoint: Path, toy_images: Path, tmp_path: Path
-) -> None:
-    more = [*joint(toy_checkpoint), "--precision", "bf16", "--gated-layers", ",".join(map(str, GATED))]
-    assert train.main(options(toy_images, tmp_path / "out", *more)) == 0
-    before, after = weights(toy_checkpoint.parent / "gates"), weights(tmp_path / "out")
-    assert all(not torch.equal(before[name], after[name]) for name in after if name.endswith("weight"))
+def test_float32_gradients_are_those_of_the_parameters_that_compute(toy_checkpoint: Path, tmp_path: Path) -> None:
+    machine = run.Machine("cpu", torch.bfloat16)
+    training = run.Run(checkpoint.load(toy_checkpoint), TrainConfig(stage="joint"), machine, tmp_path)
+    own, computing = (list(model.parameters()) for model in (training.model, training.working))
+    for step in (1.0, 2.0):  # the second time into the same memory, and without one of them
+        for index, parameter in enumerate(computing):
+            parameter.grad = torch.full_like(parameter, step + index)
+        computing[3].grad = None if step == 2.0 else computing[3].grad
+        training._take_gradients()
+        found = [None if parameter.grad is None else parameter.grad.flatten()[0].item() for parameter in own]
+        wanted = [float(torch.tensor(step + index).bfloat16()) for index in range(len(own))]
+        assert found == [None if (step, index) == (2.0, 3) else value for index, value in enumerate(wanted)]
+        assert all(parameter.grad is None or parameter.grad.dtype == torch.float32 for parameter in own)
 
 
 def test_a_folder_with_another_run_is_not_overwritten(toy_checkpoint: Path, toy_images: Path, capsys: Capture) -> None:
