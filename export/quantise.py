@@ -4,7 +4,7 @@ Weights become int8 for each output channel, in nodes that compute them from the
 loaded (the runtime folds them): there is no second weights file. Activations become uint8 with one fixed range for each
 product, observed on real images. Fixed ranges keep a row's answer independent of its neighbours, which ranges found
 for each batch would not; sums are exact in int32. The patch embedding (a hundredth of the work, and every layer lives
-with its error), gates, normalisation, softmax, the products within attention and the head stay float32.
+with its error), gates, bypasses, normalisation, softmax, the products within attention and the head stay float32.
 
 Weights take 7 bits of the 8: CPUs without VNNI add two products of 8 by 8 bits into 16 with saturation.
 """
@@ -25,6 +25,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 _ACTIVATION_LEVELS = 255
 _PRODUCTS = {"Gemm": 1, "MatMul": 1, "Attention": 3}  # operators, and how many products each is
 _CONTRIB = "com.microsoft"
+_LEFT = ("patch_embed.", "gates.", "bypasses.", "head.")  # parts of the names of weights that stay float32
 _SHARED: dict[str, NDArray[np.generic]] = {  # constants of every product
     "first_axis": np.array([0]),
     "last_axis": np.array([1]),
@@ -49,7 +50,7 @@ class Product(NamedTuple):
     result: str
 
 
-def products(model: ModelProto, *, leave: Iterable[str] = ("patch_embed.", "gates.", "head.")) -> list[Product]:
+def products(model: ModelProto, *, leave: Iterable[str] = _LEFT) -> list[Product]:
     """The graph's products with constant weights, in order; those of weights whose name has a part of `leave` aside.
 
     An Attention is three, of queries, keys and values, in one: the range of what it reads spans all of theirs.

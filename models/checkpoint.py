@@ -1,6 +1,7 @@
 """Checkpoints on disk: a folder with `weights.safetensors` (fp16 storage) and `config.json`. A model bundle is one too.
 
-Tensors carry timm's own names, gates are `gates.<layer>.*`: a plain timm state dict in one file loads as well.
+Tensors carry timm's own names, what is ours is `gates.<layer>.*` and `bypasses.<layer>.*`: a plain timm state dict in
+one file loads as well.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from models.regularise import FACTORS
 
 WEIGHTS = "weights.safetensors"
 CONFIG = "config.json"
+OURS = ("gates.", "bypasses.")  # what timm's model hasn't
 
 
 class CheckpointError(ValueError):
@@ -72,9 +74,9 @@ def read_weights(file: Path) -> dict[str, Tensor]:
 def initialise(model: PrunedViT, source: Path, *, gates: bool = True) -> list[str]:
     """Load a starting point into `model`: a checkpoint folder or a timm state dict in one file.
 
-    The position embedding is resampled to the model's input size. Head and gates may be absent from the source (or of
-    another number of classes): they keep their random start, and their names are returned. `gates=False` leaves out the
-    source's gates.
+    The position embedding is resampled to the model's input size. Head, gates and bypasses may be absent from the
+    source (or of another shape): they keep their random start, and their names are returned. `gates=False` leaves out
+    the source's gates and bypasses.
 
     Raises:
         CheckpointError: any other tensor is missing or doesn't fit.
@@ -87,11 +89,11 @@ def initialise(model: PrunedViT, source: Path, *, gates: bool = True) -> list[st
             new_size=list(vit.patch_embed.grid_size),
             num_prefix_tokens=0 if vit.no_embed_class else vit.num_prefix_tokens,
         )
-    wanted = {name for name in own if gates or not name.startswith("gates.")}
+    wanted = {name for name in own if gates or not name.startswith(OURS)}
     tensors = {k: v for k, v in _timm_to_model(tensors).items() if k in wanted}
 
     def optional(name: str) -> bool:
-        return name.startswith(("vit.head", "gates.")) or name.rpartition(".")[2] in FACTORS
+        return name.startswith(("vit.head", *OURS)) or name.rpartition(".")[2] in FACTORS
 
     tensors = {k: v for k, v in tensors.items() if not optional(k) or v.shape == own[k].shape}
     fresh = sorted(set(own) - set(tensors))
@@ -125,7 +127,7 @@ def at_size(model: PrunedViT, size_px: int) -> PrunedViT:
 
 
 def _timm_to_model(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name if name.startswith("gates.") else f"vit.{name}": tensor for name, tensor in tensors.items()}
+    return {name if name.startswith(OURS) else f"vit.{name}": tensor for name, tensor in tensors.items()}
 
 
 __all__ = [

@@ -24,6 +24,7 @@ class PrunedViTConfig:
     gate: str = "mlp"  # what scores a patch: a name of `models.gates.GATES`
     gate_hidden: int = 64  # hidden width of a gate's MLP
     skips: Skips = "layer"  # what an idle patch bypasses: the whole layer, or its MLP alone
+    bypass_rank: int = 0  # of the update that an idle patch gets in a layer's place; 0: it passes unchanged
     scaled: tuple[str, ...] = ()  # names of `models.regularise.SCALINGS`; a scaled model has no sparse path
     mean: tuple[float, ...] = IMAGENET_MEAN  # per RGB channel, of values in [0, 1]
     std: tuple[float, ...] = IMAGENET_STD
@@ -57,7 +58,8 @@ class TrainConfig:
     distillation: float = 0.5  # dense, joint, with --teacher: weight of its answers, against the labels' 1 - this
     drop_path: float = 0.05  # dense, joint: stochastic depth of the last layer
     sizes_px: tuple[int, ...] = ()  # dense, joint: input sizes, one drawn a step; empty: the model's own alone
-    merged: int = 0  # dense: patches merged a layer (ToMe)
+    merged: int = 0  # dense: a rival, patches merged a layer (ToMe, 2210.09461); each step draws up to so many
+    repeated: int = 0  # dense: a rival, layers without attention (SkipAt, 2301.02240); each step draws up to so many
     diversity: float = 0.0  # joint: weight of the loss against alike patches before the last layer
     threshold_max: float = 0.75  # joint: thresholds are drawn from 0 to this
     dense_share: float = 0.25  # joint: share of each batch at threshold 0
@@ -71,6 +73,7 @@ class TrainConfig:
     mixup: float = 0.0  # alpha of mixup; 0: none
     cutmix: float = 0.0  # alpha of CutMix; 0: none
     cosine_threshold: float = 0.8  # gates: a patch more similar than this to its next layer is labelled skip
+    impact_skip: float = 0.0  # gates: share labelled skip by top-down impact (2106.02852); 0: by cosine_threshold
     holdout_ratio: float = 0.05  # share of the training images kept out, for validation and calibration
     validate_every: int = 1  # epochs between looks at the images kept out; the last epoch always ends with one
     max_images: int = 0  # training images used, 0 for all

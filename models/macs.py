@@ -1,6 +1,6 @@
 """PURE: multiply-accumulates (MACs) of a pruned ViT in closed form, everything counted. 1 MAC = 2 FLOPs.
 
-Counted: patch embedding, gates, every projection, both attention products, MLPs, head, and K/V of idle patches.
+Counted: patch embedding, gates, bypasses, every projection, both attention products, MLPs, head, K/V of idle patches.
 Not counted, as everywhere in the field: norms, activations, softmax, biases, residual sums, gather and scatter. Nor are
 the attention products of idle places' queries, which the sparse path computes and drops: 2 * tokens * width each, 3 %
 of a kept token's cost in a ViT-S with 65 tokens.
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from models.backbone import reads_prefix_only
+from models.bypass import Bypass
 from models.config import Attention, Skips
 from models.gates import Gate
 from models.pruned_vit import PrunedViT
@@ -43,7 +44,7 @@ class Shape:
     patches: int
     patch_values: int  # channels * height * width of one patch
     classes: int
-    gate: int  # MACs of one layer's gate
+    gate: int  # MACs of one layer's gate, and of what idle patches get in the layer's place
     gated_layers: tuple[int, ...]
     attention: Attention
     skips: Skips
@@ -100,6 +101,9 @@ def shape_of(model: PrunedViT, patches: int | None = None) -> Shape:
     vit, config = model.vit, model.config
     block, patches = vit.blocks[0], patches or int(vit.patch_embed.num_patches)
     gates = [gate for gate in model.gates.values() if isinstance(gate, Gate)]
+    bypasses = [bypass for bypass in model.bypasses.values() if isinstance(bypass, Bypass)]
+    beside = sum(gate.macs(patches, vit.embed_dim) for gate in gates[:1])
+    beside += sum(bypass.macs(vit.num_prefix_tokens + patches) for bypass in bypasses[:1])
     return Shape(
         layers=len(vit.blocks),
         width=vit.embed_dim,
@@ -108,7 +112,7 @@ def shape_of(model: PrunedViT, patches: int | None = None) -> Shape:
         patches=patches,
         patch_values=vit.patch_embed.proj.weight[0].numel(),
         classes=len(config.labels),
-        gate=gates[0].macs(patches, vit.embed_dim) if gates else 0,
+        gate=beside,
         gated_layers=config.gated_layers,
         attention=config.attention,
         skips=config.skips,

@@ -19,6 +19,7 @@ from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
 
 from models.backbone import reads_prefix_only
+from models.bypass import Bypass
 from models.config import Attention as AttentionMode
 from models.config import PrunedViTConfig
 from models.gates import build_gate
@@ -57,13 +58,16 @@ class PrunedViT(nn.Module):
         check_supported(vit, config.architecture)
         if not set(config.gated_layers) <= set(range(len(vit.blocks))):
             raise ValueError(f"gated_layers {config.gated_layers}: the model has layers 0 to {len(vit.blocks) - 1}")
+        if config.skips == "mlp" and config.attention == "kept_only":
+            raise ValueError("where idle patches bypass the MLP alone all attend: attention is full_context")
         self.config = config
         self.vit = vit
         self.masked_block = masked_block  # training may compile it
         self.gates = nn.ModuleDict(
             {str(i): build_gate(config.gate, vit.embed_dim, config.gate_hidden) for i in config.gated_layers}
         )
-
+        bypassed = config.gated_layers if config.bypass_rank else ()
+        self.bypasses = nn.ModuleDict({str(i): Bypass(vit.embed_dim, config.bypass_rank) for i in bypassed})
         for name in config.scaled:
             SCALINGS[name](vit)
 
@@ -124,7 +128,8 @@ class PrunedViT(nn.Module):
                 normed = block.norm1(x)
                 logits = self.gate_logits(layer, x, normed)
                 scores, kept = logits.sigmoid(), decide(logits, threshold)
-                x = run(block, x, normed, keep_tokens(kept, prefix), self.config)
+                update = self.bypasses[str(layer)](normed) if self.bypasses else None
+                x = run(block, x, normed, keep_tokens(kept, prefix), self.config, update)
             elif layer == self.layers - 1 and reads_prefix_only(self.vit):
                 x = plain_block(block, x, prefix)
             else:
@@ -150,25 +155,32 @@ class PrunedViT(nn.Module):
         return Trajectory(self.head(hidden[-1]), tuple(hidden))
 
 
-def masked_block(block: Block, x: Tensor, normed: Tensor, keep: Tensor, config: PrunedViTConfig) -> Tensor:
+def masked_block(
+    block: Block, x: Tensor, normed: Tensor, keep: Tensor, config: PrunedViTConfig, update: Tensor | None = None
+) -> Tensor:
     """One layer on all tokens, then the idle ones are put back: x, normed (B, N, C), keep (B, N) -> (B, N, C).
 
-    A float `keep` of zeros and ones carries the gradient of a straight-through gate.
+    `update` (B, N, C) is what idle tokens get in the layer's place. A float `keep` of zeros and ones carries the
+    gradient of a straight-through gate.
     """
     keys = (keep > 0.5)[:, None, None, :] if config.attention == "kept_only" else None  # (B, 1, 1, N)
     mixed = x + block.drop_path1(block.ls1(block.attn(normed, attn_mask=keys)))
     idle = mixed if config.skips == "mlp" else x
+    idle = idle if update is None else idle + update
     after = mixed + block.drop_path2(block.ls2(block.mlp(block.norm2(mixed))))
     if keep.dtype == torch.bool:
         return torch.where(keep[..., None], after, idle)
     return idle + keep[..., None].to(x.dtype) * (after - idle)
 
 
-def sparse_block(block: Block, x: Tensor, normed: Tensor, keep: Tensor, config: PrunedViTConfig) -> Tensor:
+def sparse_block(
+    block: Block, x: Tensor, normed: Tensor, keep: Tensor, config: PrunedViTConfig, update: Tensor | None = None
+) -> Tensor:
     """One layer on kept tokens only; evaluation mode. Idle tokens still give keys and values in `full_context`.
 
     x, normed (B, N, C) float, keep (B, N) bool -> (B, N, C). Kept tokens are packed without padding: every projection
-    and MLP runs on exactly M rows, all that are kept in the batch.
+    and MLP runs on exactly M rows, all that are kept in the batch. `update` (B, N, C) is what idle tokens get in the
+    layer's place.
     """
     B, N, C = x.shape
     kept = kept_rows(keep)  # (M,)
@@ -179,6 +191,7 @@ def sparse_block(block: Block, x: Tensor, normed: Tensor, keep: Tensor, config: 
         tokens = x.reshape(B * N, C)
         rows = tokens.index_select(0, kept) + _attend(block, normed, keep, kept, config.attention)
     rows = rows + _feed_forward(block, block.norm2(rows))
+    tokens = tokens if update is None else tokens + update.flatten(0, 1)
     return tokens.index_put((kept,), rows).reshape(B, N, C)
 
 

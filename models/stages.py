@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from timm.optim import param_groups_layer_decay
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from models.augment import View, augment, whole
 from models.config import TrainConfig
+from models.importance import impacts, keep_most
 from models.labels import keep_labels
 from models.losses import budget_loss, distillation_loss, gate_loss, group_of, task_loss
 from models.macs import shape_of, used_macs
@@ -19,6 +20,7 @@ from models.merging import merged_forward, merged_macs
 from models.preprocessing import normalise
 from models.pruned_vit import PrunedViT
 from models.regularise import diversity_loss
+from models.repeating import repeated_forward, repeated_macs
 from models.selection import straight_through
 from models.teacher import Teacher
 
@@ -65,6 +67,10 @@ class Step:
         sizes = self.config.sizes_px or (model.config.image_size_px,)
         return sizes[int(torch.randint(len(sizes), (), generator=self.rng))]
 
+    def draw(self, most: int) -> int:
+        """A whole number from 0 to `most`."""
+        return int(torch.randint(most + 1, (), generator=self.rng)) if most else 0
+
     def task_loss(self, logits: Tensor, view: View) -> Tensor:
         """Against the labels, and against the teacher where there is one."""
         loss = task_loss(logits, view.targets)
@@ -74,8 +80,20 @@ class Step:
         return (1 - share) * loss + share * distillation_loss(logits, self.teacher.answers(self.number, view))
 
 
+class Setting(NamedTuple):
+    """What a model is judged at."""
+
+    size_px: int
+    threshold: float = 0.0
+    merged: int = 0  # patches a layer, without gates
+    repeated: int = 0  # layers, without gates
+
+
 class DenseStage:
-    """Fine-tune the plain ViT, each layer slower than the one above it (layer-wise learning-rate decay)."""
+    """Fine-tune the plain ViT, each layer slower than the one above it (layer-wise learning-rate decay).
+
+    A rival that spends less without gates learns its whole range at once, too: each step draws how much less.
+    """
 
     def parameter_groups(self, model: PrunedViT, config: TrainConfig) -> list[dict[str, Any]]:
         """All of the ViT's parameters, grouped by timm; gates, where there are any, rest."""
@@ -85,14 +103,18 @@ class DenseStage:
         """Cross-entropy with the labels' and the teacher's answers."""
         view = context.view(model, pixels, labels)
         x = normalise(view.at(context.size_px(model)), model.config.mean, model.config.std)
-        return context.task_loss(dense_logits(model, x, context.config), view)
+        setting = Setting(x.shape[-1], merged=context.draw(context.config.merged))
+        setting = setting._replace(repeated=context.draw(context.config.repeated))
+        return context.task_loss(dense_logits(model, x, setting), view)
 
     def validate(
         self, model: PrunedViT, batches: Iterable[tuple[Tensor, Tensor]], config: TrainConfig
     ) -> dict[str, Any]:
-        """Top-1 accuracy at each of the run's sizes; `accuracy` is that of the model's own."""
-        points = [(size_px, 0.0) for size_px in _sizes(model, config)]
-        rows = judge(model, batches, points, config)
+        """Top-1 accuracy at each of the run's sizes, and with less; `accuracy` is that of the model's own, in full."""
+        settings = [Setting(size_px) for size_px in _sizes(model, config)]
+        settings += [Setting(settings[0].size_px, merged=merged) for merged in range(1, config.merged + 1)]
+        settings += [Setting(settings[0].size_px, repeated=layers) for layers in range(1, config.repeated + 1)]
+        rows = judge(model, batches, settings)
         return {"accuracy": rows[0]["top1"], "points": rows}
 
 
@@ -106,11 +128,11 @@ class JointStage(DenseStage):
     """
 
     def parameter_groups(self, model: PrunedViT, config: TrainConfig) -> list[dict[str, Any]]:
-        """Slow backbone, fast gates."""
+        """Slow backbone, fast gates and bypasses."""
         if not model.config.gated_layers:
             raise ValueError("the model has no gated layers to train")
         gates = {
-            "params": list(model.gates.parameters()),
+            "params": [*model.gates.parameters(), *model.bypasses.parameters()],
             "lr_scale": config.gate_learning_rate / config.learning_rate,
             "weight_decay": 0.0,
         }
@@ -147,8 +169,8 @@ class JointStage(DenseStage):
     ) -> dict[str, Any]:
         """Accuracy and share skipped by the deterministic rule; `accuracy` is the mean over thresholds at full size."""
         first, *others = _sizes(model, config)
-        points = [(first, threshold) for threshold in VALIDATED] + [(size_px, 0.0) for size_px in others]
-        rows = judge(model, batches, points, config)
+        settings = [Setting(first, threshold) for threshold in VALIDATED] + [Setting(size_px) for size_px in others]
+        rows = judge(model, batches, settings)
         return {"accuracy": sum(row["top1"] for row in rows[: len(VALIDATED)]) / len(VALIDATED), "points": rows}
 
     @staticmethod
@@ -163,7 +185,10 @@ class JointStage(DenseStage):
 
 
 class GatesStage:
-    """The write-up's method: the backbone frozen, each gate learns the cosine label of its layer's dense input."""
+    """The write-up's method: the backbone frozen, each gate learns the cosine label of its layer's dense input.
+
+    With `impact_skip` the label is Patch Slimming's: whether the change of a patch matters to the head.
+    """
 
     def parameter_groups(self, model: PrunedViT, config: TrainConfig) -> list[dict[str, Any]]:
         """The gates' parameters; everything else is frozen here."""
@@ -200,45 +225,49 @@ class GatesStage:
         prefix = model.vit.num_prefix_tokens
         with torch.no_grad():
             hidden = model.trajectory(normalise(images, model.config.mean, model.config.std)).hidden
-            keep = [
-                keep_labels(hidden[i][:, prefix:].float(), hidden[i + 1][:, prefix:].float(), config.cosine_threshold)
-                for i in model.config.gated_layers
-            ]
-        logits = [model.gate_logits(i, hidden[i]) for i in model.config.gated_layers]
-        return torch.stack(logits), torch.stack(keep)
+            gated, states = list(model.config.gated_layers), [each.float() for each in hidden]
+            if config.impact_skip:
+                keep = keep_most(impacts(model.vit.blocks, states, prefix)[gated], config.impact_skip)
+            else:
+                pairs = ((states[i][:, prefix:], states[i + 1][:, prefix:]) for i in gated)
+                keep = torch.stack([keep_labels(*pair, config.cosine_threshold) for pair in pairs])
+        return torch.stack([model.gate_logits(i, hidden[i]) for i in gated]), keep
 
 
-def dense_logits(model: PrunedViT, x: Tensor, config: TrainConfig) -> Tensor:
-    """The plain model's logits (B, classes), or its logits with tokens merged where the run merges."""
-    if config.merged:
-        return merged_forward(model, x, config.merged)
-    return model.dense(x)
+def dense_logits(model: PrunedViT, x: Tensor, setting: Setting) -> Tensor:
+    """The plain model's logits (B, classes), with as many tokens merged or attentions repeated as `setting` says."""
+    if setting.merged:
+        return merged_forward(model, x, setting.merged)
+    return repeated_forward(model, x, setting.repeated) if setting.repeated else model.dense(x)
 
 
 def judge(
-    model: PrunedViT, batches: Iterable[tuple[Tensor, Tensor]], points: list[tuple[int, float]], config: TrainConfig
+    model: PrunedViT, batches: Iterable[tuple[Tensor, Tensor]], settings: Sequence[Setting]
 ) -> list[dict[str, Any]]:
-    """Figures at each (input size, threshold), by the deterministic rule; MACs against the dense model's own size."""
+    """Figures at each setting, by the deterministic rule; MACs against the dense model's own size."""
     gated, full = list(model.config.gated_layers), shape_of(model)
-    right, skipped, macs, images = [0] * len(points), [0.0] * len(points), [0.0] * len(points), 0
+    right, skipped, macs, images = [0] * len(settings), [0.0] * len(settings), [0.0] * len(settings), 0
     for pixels, labels in batches:
         images += len(labels)
-        for i, (size_px, threshold) in enumerate(points):
-            x = normalise(whole(pixels, size_px), model.config.mean, model.config.std)
-            if config.merged and config.stage == "dense":
-                right[i] += int((dense_logits(model, x, config).argmax(1) == labels).sum())
-                macs[i] += merged_macs(full, config.merged) * len(x)
+        for i, setting in enumerate(settings):
+            x = normalise(whole(pixels, setting.size_px), model.config.mean, model.config.std)
+            if setting.merged or setting.repeated:
+                right[i] += int((dense_logits(model, x, setting).argmax(1) == labels).sum())
+                each = merged_macs(full, setting.merged) if setting.merged else repeated_macs(full, setting.repeated)
+                macs[i] += each * len(x)
                 continue
-            out = model(x, torch.full((len(x),), threshold, device=x.device))
+            out = model(x, torch.full((len(x),), setting.threshold, device=x.device))
             right[i] += int((out.logits.argmax(1) == labels).sum())
             skipped[i] += float((~out.kept[:, gated]).float().mean((1, 2)).sum()) if gated else 0.0
-            macs[i] += float(used_macs(shape_of(model, out.kept.shape[2]), out.kept, threshold > 0).sum())
-    names = ("size_px", "threshold", "top1", "skipped", "macs_ratio")
+            macs[i] += float(used_macs(shape_of(model, out.kept.shape[2]), out.kept, setting.threshold > 0).sum())
     return [
-        dict(
-            zip(names, (*points[i], right[i] / images, skipped[i] / images, macs[i] / images / full.dense), strict=True)
-        )
-        for i in range(len(points))
+        {name: value for name, value in setting._asdict().items() if value or name in ("size_px", "threshold")}
+        | {
+            "top1": right[i] / images,
+            "skipped": skipped[i] / images,
+            "macs_ratio": macs[i] / images / full.dense,
+        }
+        for i, setting in enumerate(settings)
     ]
 
 

@@ -29,10 +29,14 @@ TEACHER_OPTIONS ?=
 EVALUATE_OPTIONS ?= --batch-size 500
 
 RIVALS := d112 d84 d70 d56
-SHORT := dense context full cls normed mlp kept_only skip_mlp every_second warm diversity attention_scale feature_scale \
-  cls_attention random
+WITHOUT_GATES := dense merged repeated
+SHORT := $(WITHOUT_GATES) context full cls normed mlp kept_only skip_mlp every_second bypass warm slimming diversity \
+  attention_scale feature_scale cls_attention random
 
-# How a short run differs from `context`: gates that see the patch, CLS and the mean patch, at the full size alone.
+# How a short run differs from `dense`, the plain model, if it is one of WITHOUT_GATES, or else from `context`: gates that
+# see the patch, CLS and the mean patch, at the full size alone.
+options_merged := --merged 5
+options_repeated := --repeated 6
 options_full := --full-share 0.5
 options_cls := --gate context_cls
 options_normed := --gate normed
@@ -40,7 +44,9 @@ options_mlp := --gate mlp
 options_kept_only := --attention kept_only
 options_skip_mlp := --skips mlp
 options_every_second := --gated-layers 0,2,4,6,8,10
+options_bypass := --bypass-rank 8
 options_warm := --init $(RUNS)/short/labels
+options_slimming := --init $(RUNS)/short/impact
 options_diversity := --diversity 0.1
 options_attention_scale := --scaled attention
 options_feature_scale := --scaled features
@@ -84,15 +90,20 @@ $(RUNS)/gates/train.json: $(RUNS)/d112/train.json
 $(RUNS)/short/labels/train.json: $(RUNS)/d112/train.json
 	$(call train,$(JOINT),$(labels))
 
+$(RUNS)/short/impact/train.json: $(RUNS)/d112/train.json
+	$(call train,$(JOINT),$(labels) --impact-skip 0.3)
+
 labels := --stage gates --init $(RUNS)/d112 --sizes-px= --epochs $(SHORT_EPOCHS) --learning-rate 1e-3
 
-$(RUNS)/short/dense/train.json: $(RUNS)/d112/train.json
-	$(call train,$(DENSE),--init $(RUNS)/d112 $(taught) --epochs $(SHORT_EPOCHS))
+$(WITHOUT_GATES:%=$(RUNS)/short/%/train.json): $(RUNS)/short/%/train.json: $(RUNS)/d112/train.json
+	$(call train,$(DENSE),--init $(RUNS)/d112 $(taught) --epochs $(SHORT_EPOCHS) $(options_$*))
 
 $(RUNS)/short/%/train.json: $(RUNS)/d112/train.json
 	$(call train,$(JOINT),--init $(RUNS)/d112 $(taught) --sizes-px= --full-share 0 --epochs $(SHORT_EPOCHS) $(options_$*))
 
 $(RUNS)/short/warm/train.json: $(RUNS)/short/labels/train.json
+
+$(RUNS)/short/slimming/train.json: $(RUNS)/short/impact/train.json
 
 $(RUNS)/joint/test.json: $(RUNS)/joint/train.json
 	$(call evaluate,--sizes $(SIZES))

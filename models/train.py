@@ -86,6 +86,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--compile", action="store_true", help="layers through torch.compile: for large batches or inputs"
     )
+    parser.add_argument(
+        "--bypass-rank", type=int, help="of an update that idle patches get; default: --init's, or none"
+    )
     parser.add_argument("--scaled", nargs="*", choices=sorted(SCALINGS), help="against over-smoothing")
     parser.add_argument("--workers", type=int, default=0, help="processes that decode images; 0: none of their own")
     for field in fields(TrainConfig):
@@ -106,7 +109,7 @@ def model_for(options: argparse.Namespace, labels: tuple[str, ...]) -> PrunedViT
         stored = checkpoint.read_config(options.init)
         gate = stored.gate if stored.gated_layers else config.gate
         config = replace(stored, labels=labels, gate=gate, image_size_px=options.image_size or stored.image_size_px)
-    given = {name: getattr(options, name) for name in ("attention", "skips", "gate", "scaled")}
+    given = {name: getattr(options, name) for name in ("attention", "skips", "gate", "bypass_rank", "scaled")}
     given = {name: tuple(value) if name == "scaled" else value for name, value in given.items() if value}
     config = replace(config, **given)
     vit = build(replace(config, gated_layers=())).vit

@@ -17,6 +17,7 @@ from export.bundle import ANY_SIZE, ANY_SIZE_DENSE, write_served
 from export.graph import AnySizeViT, ServedViT, example_inputs
 from models import checkpoint
 from models.checkpoint import WEIGHTS
+from models.preprocessing import normalise
 from models.pruned_vit import PrunedViT
 from tests.models.builders import random_vit
 
@@ -48,6 +49,20 @@ def test_every_size_has_its_own_position_embedding(architecture: str, sizes: tup
                 any_size(images, threshold), ServedViT(own, "sparse")(images, threshold), strict=True
             ):
                 assert torch.equal(one, other)
+
+
+def test_a_bypass_is_served_as_it_was_trained(tmp_path: Path) -> None:
+    model = random_vit("test_vit", 64, gated_layers=(1, 2), gate="context", bypass_rank=3)
+    checkpoint.save(model, tmp_path)
+    model = checkpoint.load(tmp_path)  # rounded
+    write_served({64: model, 32: checkpoint.at_size(model, 32)}, tmp_path / ANY_SIZE)
+    images, _ = example_inputs(model, 4)
+    threshold = torch.tensor([0.0, 0.4, 0.6, 1.0])
+    with torch.inference_mode():
+        expected = model(normalise(images, model.config.mean, model.config.std), threshold)
+    logits, kept = run(tmp_path / ANY_SIZE, images.numpy(), threshold.numpy())
+    assert np.array_equal(kept, expected.kept.numpy())
+    np.testing.assert_allclose(logits, expected.logits.numpy(), atol=1e-4)
 
 
 def test_the_graph_says_what_each_sizes_own_graph_says(tiny_bundle: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -19,10 +21,12 @@ def random_vit(
     seed: int = 0,
     gate: str = "mlp",
     skips: Skips = "layer",
+    bypass_rank: int = 0,
 ) -> PrunedViT:
     """A model whose weights are large enough that every layer, head and gate matters to the logits."""
     torch.manual_seed(seed)
-    model = build(PrunedViTConfig(architecture, image_size_px, LABELS, attention, gated_layers, gate, skips=skips))
+    config = PrunedViTConfig(architecture, image_size_px, LABELS, attention, gated_layers, gate, skips=skips)
+    model = build(replace(config, bypass_rank=bypass_rank))
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=1.5 * module.in_features**-0.5)

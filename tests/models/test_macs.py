@@ -39,6 +39,7 @@ KINDS: tuple[dict[str, Any], ...] = (
     {"skips": "mlp", "gated_layers": (1, 2)},
     {"gate": "context", "gated_layers": (0, 1, 2, 3, 4)},
     {"gate": "normed", "gated_layers": (0, 1)},
+    {"bypass_rank": 4, "gated_layers": (0, 2, 4)},
 )
 
 

@@ -7,6 +7,7 @@ import timm
 import torch
 
 from models import checkpoint
+from models.bypass import Bypass
 from models.config import Attention, PrunedViTConfig, Skips
 from models.pruned_vit import Execution, PrunedViT, UnsupportedModel, build, check_supported
 from tests.models.builders import LABELS, random_images, random_vit
@@ -43,6 +44,35 @@ def test_sparse_equals_masked_whatever_the_gate_sees_and_idle_patches_bypass(arc
     layers = tuple(range(0, 6))
     model = random_vit(architecture, ARCHITECTURES[architecture][0], gated_layers=layers, gate="context", skips=skips)
     both(model, random_images(model, len(MIXED)), MIXED)
+
+
+@pytest.mark.parametrize(
+    ("attention", "skips"), [("full_context", "layer"), ("kept_only", "layer"), ("full_context", "mlp")]
+)
+def test_idle_patches_get_the_bypass_in_both_paths_and_computed_ones_do_not(attention: Attention, skips: Skips) -> None:
+    model = random_vit(attention=attention, skips=skips, gate="context", bypass_rank=3)
+    images = random_images(model, len(MIXED))
+    both(model, images, MIXED)
+    plain = random_vit(attention=attention, skips=skips, gate="context")
+    plain.load_state_dict(model.state_dict(), strict=False)
+    with torch.inference_mode():
+        for threshold, same in ((0.0, True), (0.5, False)):
+            one, other = (each(images, torch.full((len(images),), threshold)).logits for each in (model, plain))
+            assert torch.allclose(one, other, atol=1e-4) == same
+
+
+def test_all_attend_where_the_mlp_alone_is_bypassed() -> None:
+    with pytest.raises(ValueError, match="full_context"):
+        random_vit(attention="kept_only", skips="mlp")
+
+
+def test_a_fresh_bypass_changes_nothing_and_learns_by_its_second_matrix_first() -> None:
+    torch.manual_seed(0)
+    bypass, normed = Bypass(8, 2), torch.randn(3, 5, 8)
+    assert not bypass(normed).any()
+    bypass(normed).sum().backward()
+    assert bypass.up.weight.grad is not None
+    assert bypass.up.weight.grad.abs().sum() > 0
 
 
 def test_bypassing_the_mlp_alone_is_something_else_than_bypassing_the_layer() -> None:

@@ -166,7 +166,7 @@ def test_the_study_makes_every_file_that_results_are_gathered_from(tmp_path: Pat
     for name in results.SHORT:
         assert f"--out {tmp_path / 'short' / name} >" in made, name
     trained = [line for line in made.splitlines() if line.startswith("mkdir")]
-    assert len(trained) == len(results.RUNS) + len(results.SHORT) + 1  # the gates that a warm start starts from
+    assert len(trained) == len(results.RUNS) + len(results.SHORT) + 2  # the gates that two of them start from
     assert len({line.partition(" --init ")[2] for line in trained}) == len(trained)  # no two are the same run
 
 

@@ -13,7 +13,7 @@ from models import checkpoint, run, stages, train
 from models.config import TrainConfig
 from models.pruned_vit import build
 from models.teacher import Teacher
-from tests.conftest import GATED, MODEL, SIZE_PX, SMALL_PX
+from tests.conftest import CLASSES, GATED, MODEL, SIZE_PX, SMALL_PX
 
 Capture = pytest.CaptureFixture[str]
 
@@ -111,6 +111,48 @@ def test_a_stopped_run_goes_on_and_ends_where_an_unbroken_one_does(
     one, other = (torch.load(tmp_path / name / run.STATE, weights_only=True)["model"] for name in ("whole", "broken"))
     # Far below what one lost or repeated step would change: a step moves a weight by up to the learning rate, 5e-4.
     assert max(float((one[name] - other[name]).abs().max()) for name in one) < 1e-5
+
+
+@pytest.mark.parametrize("rival", ["merged", "repeated"])
+def test_a_rival_without_gates_learns_its_whole_range_and_is_judged_at_all_of_it(
+    rival: str, toy_checkpoint: Path, toy_images: Path, tmp_path: Path
+) -> None:
+    start = ["--init", str(toy_checkpoint.parent / "dense"), f"--{rival}", "3"]
+    assert train.main(options(toy_images, tmp_path, *start)) == 0
+    points = last_entry(tmp_path)["points"]
+    assert [point.get(rival, 0) for point in points] == [0, 1, 2, 3]
+    costs = [point["macs_ratio"] for point in points]
+    assert costs == sorted(costs, reverse=True)
+    assert costs[0] == pytest.approx(1)
+    drawn = [stages.Step(TrainConfig("dense"), run.step_rng(TrainConfig("dense"), step)).draw(3) for step in range(40)]
+    assert set(drawn) == {0, 1, 2, 3}
+
+
+def test_gates_learn_what_matters_to_the_head_where_labels_are_of_impact(
+    toy_checkpoint: Path, toy_images: Path, tmp_path: Path
+) -> None:
+    start = ["--stage", "gates", "--init", str(toy_checkpoint.parent / "dense"), "--impact-skip", "0.4"]
+    more = ["--gated-layers", ",".join(map(str, GATED)), "--epochs", "6", "--learning-rate", "1e-2"]
+    assert train.main(options(toy_images, tmp_path, *start, *more)) == 0
+    found = last_entry(tmp_path)
+    keep = found["label_keep"]
+    assert sum(keep) / len(keep) == pytest.approx(0.6, abs=0.01)
+    assert found["accuracy"] > sum(max(share, 1 - share) for share in keep) / len(keep) + 0.02
+
+
+def test_a_bypass_learns_with_the_gates_and_comes_back_from_its_checkpoint(
+    toy_checkpoint: Path, toy_images: Path, tmp_path: Path
+) -> None:
+    assert train.main(options(toy_images, tmp_path, *joint(toy_checkpoint, "--bypass-rank", "2"))) == 0
+    found = checkpoint.load(tmp_path)
+    assert found.config.bypass_rank == 2
+    assert sorted(found.bypasses) == [str(layer) for layer in GATED]
+    own = {name: tensor for name, tensor in found.state_dict().items() if name.startswith("bypasses.")}
+    assert all(tensor.abs().sum() > 0 for tensor in own.values())
+    again = train.model_for(
+        train.parse(options(toy_images, tmp_path, "--stage", "joint", "--init", str(tmp_path))), tuple(CLASSES)
+    ).state_dict()
+    assert all(torch.equal(again[name], tensor) for name, tensor in own.items())
 
 
 def test_a_last_batch_smaller_than_a_joint_steps_groups_is_learned_from_too(
