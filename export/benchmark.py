@@ -61,6 +61,7 @@ class Row:
     size_px: int
     threshold: float
     sure: float  # above 0: two looks, the first at `size_px`
+    again_px: int  # input size of the second
     accuracy: float | None  # top-1 on the test images; None: not measured
     macs_ratio: float  # contender / dense, mean over the images timed
     dense_images_s: float
@@ -90,15 +91,19 @@ def chosen_points(bundle: Bundle, asked: str | None) -> dict[Precision, tuple[Ch
     """Where ours are timed: as asked, or `points_of`; int8 by default where `export.precision` measures it.
 
     Raises:
-        ValueError: not size:threshold[:sure], or no size of the bundle.
+        ValueError: not size:threshold[:sure[:again]], or no size of the bundle.
     """
     points, small = points_of(bundle), tuple(precision.points_of(bundle))
     if asked:
-        pairs = (pair.split(":") for pair in asked.split(","))
-        points = small = tuple(Choice(int(size), float(knob), float(*sure or ["0"])) for size, knob, *sure in pairs)
-        if unknown := sorted({point.size_px for point in points} - set(bundle.manifest.sizes_px)):
+        points = small = tuple(_point(*each.split(":")) for each in asked.split(","))
+        asked_px = {px for point in points for px in (point.size_px, point.again_px) if px}
+        if unknown := sorted(asked_px - set(bundle.manifest.sizes_px)):
             raise ValueError(f"{bundle.manifest.name} has no input size {unknown[0]} px")
     return {"float32": points, "int8": small} if "int8" in bundle.manifest.served else {"float32": points}
+
+
+def _point(size_px: str, threshold: str, sure: str = "0", again_px: str = "0") -> Choice:
+    return Choice(int(size_px), float(threshold), float(sure), int(again_px))
 
 
 def measure(
@@ -106,18 +111,16 @@ def measure(
 ) -> dict[Rival, Times]:
     """Time every rival on batches of the images of its size for about `seconds`, all interleaved in rounds."""
     times = {rival: Times([], []) for rival in rivals}
-    full = images[max(images)]
+    count = len(images[rivals[0].size_px])
     for rival in tqdm(rivals, desc=f"batches of {batch_size}, first runs", leave=False):
-        rows = np.arange(batch_size) % len(full)
-        rival.answer(images[rival.size_px][rows], full[rows])
+        rival.answer(images, np.arange(batch_size) % count)
     end = time.perf_counter() + seconds * len(rivals)
     for turn in range(10_000):
         for rival in tqdm(rivals, desc=f"batches of {batch_size}, round {turn + 1}", leave=False):
-            rows = np.arange(turn * batch_size, (turn + 1) * batch_size) % len(full)
-            batch, at_full_size = images[rival.size_px][rows], full[rows]
+            rows = np.arange(turn * batch_size, (turn + 1) * batch_size) % count
             for _ in range(2):  # the second one counts: caches are then as they would be under load
                 start = time.perf_counter()
-                answer = rival.answer(batch, at_full_size)
+                answer = rival.answer(images, rows)
                 taken_s = time.perf_counter() - start
             times[rival].seconds.append(taken_s)
             times[rival].macs.append(rival.macs(answer))
@@ -146,6 +149,7 @@ def rows_of(
                 size_px=rival.size_px,
                 threshold=rival.threshold,
                 sure=rival.sure,
+                again_px=rival.again_px,
                 accuracy=accuracy(rival),
                 macs_ratio=round(ratio, 4),
                 dense_images_s=round(batch_size / float(np.median(dense_s)), 2),
@@ -201,14 +205,15 @@ def machine() -> dict[str, Any]:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows for a person."""
-    head = "  px threshold  sure    top-1    MACs    img/s speed-up  ideal realised GFLOP/s of best GEMM"
+    head = "  px threshold  sure again    top-1    MACs    img/s speed-up  ideal realised GFLOP/s of best GEMM"
     lines = [f"batch {'':36s} {head}"]
     for row in rows:
         top1 = "-" if row["accuracy"] is None else f"{100 * row['accuracy']:.2f}%"
         lines.append(
             f"{row['batch_size']:5d} {row['rival']:36s} {row['size_px']:4d} {row['threshold']:9.2f} {row['sure']:5.2f} "
-            f"{top1:>8s} {100 * row['macs_ratio']:6.1f}% {row['images_s']:8.1f} {row['speedup']:8.2f} "
-            f"{row['ideal']:6.2f} {row['realised']:8.2f} {row['gflops']:7.0f} {row['of_best_gemm']:12.2f}"
+            f"{row['again_px'] or '':>5} {top1:>8s} {100 * row['macs_ratio']:6.1f}% {row['images_s']:8.1f} "
+            f"{row['speedup']:8.2f} {row['ideal']:6.2f} {row['realised']:8.2f} {row['gflops']:7.0f} "
+            f"{row['of_best_gemm']:12.2f}"
         )
     return "\n".join(lines)
 
@@ -221,7 +226,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     subject.add_argument("--from", type=Path, dest="earlier", metavar="JSON", help="print and plot what --out wrote")
     parser.add_argument("--images", help="image folder; default: the bundle's own samples")
     parser.add_argument("--batch-sizes", default="1,8,32")
-    parser.add_argument("--points", help="of ours: size:threshold[:sure],...; default: presets, sizes, levels")
+    parser.add_argument("--points", help="of ours: size:threshold[:sure[:again]],...; default: presets, sizes, levels")
     parser.add_argument("--seconds", type=float, default=4.0, help="for each batch size and rival")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--plot", type=Path, help="PNG file to write: accuracy against images/s")

@@ -120,7 +120,8 @@ def _settings(rows: Sequence[Row], compared: Sequence[Row]) -> list[Name]:
         if kind in (DENSE, DENSE_INT8):
             found.append(Name(at, f"{row['size_px']} px", LINES[kind][1]))
         elif row["sure"] and at not in named:
-            found.append(Name(at, f"from {row['size_px']} px", LINES[kind][1]))
+            to = f" to {row['again_px']}" if row.get("again_px", 0) > rows[0]["size_px"] else ""
+            found.append(Name(at, f"from {row['size_px']}{to} px", LINES[kind][1]))
         elif kind == MERGING:
             found.append(Name(at, row["rival"].rpartition(" ")[2], LINES[kind][1]))
     for row in compared:

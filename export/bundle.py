@@ -27,6 +27,7 @@ from models.data import LabelledImages
 from models.macs import shape_of
 from models.pruned_vit import PrunedViT
 from service.artifact import (
+    FULL_GRAPH,
     MANIFEST,
     SCHEMA_VERSION,
     Evaluation,
@@ -163,7 +164,7 @@ def _replace(folder: Path, out: Path) -> None:
 
 def graph_file(size_px: int, source: Source) -> str:
     """The contract's file name for a size's sparse graph."""
-    return "model.onnx" if size_px == source.model.config.image_size_px else f"model-{size_px}.onnx"
+    return FULL_GRAPH if size_px == source.model.config.image_size_px else f"model-{size_px}.onnx"
 
 
 def _copy_measured(source: Source, folder: Path) -> None:

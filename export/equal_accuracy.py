@@ -42,11 +42,11 @@ def images_s_at(points: Sequence[Speed], accuracy: float) -> float | None:
 
 
 def speeds(rows: Sequence[Row], kind: str, *, twice: bool = False) -> list[Speed]:
-    """A kind's points in the largest batches, in one look or, with `twice`, in two.
+    """A kind's points in the largest batches, in one look or, with `twice`, in two; the first row is dense and full.
 
     Token merging's begin with the dense model, where nothing is merged.
     """
-    largest, full_px = max(row["batch_size"] for row in rows), max(row["size_px"] for row in rows)
+    largest, full_px = max(row["batch_size"] for row in rows), rows[0]["size_px"]
     return [
         (row["accuracy"], row["images_s"])
         for row in rows
@@ -65,7 +65,10 @@ def compare(rows: Sequence[Row], presets: Mapping[str, Choice]) -> list[Row]:
     for precision, kinds in COMPARED.items():
         names = {point: name for name, point in presets.items() if name != "full"}
         for row in (row for row in known if row["precision"] == precision):
-            point = Choice(row["size_px"], row["threshold"], row["sure"])
+            again_px = row.get("again_px", 0)
+            point = Choice(
+                row["size_px"], row["threshold"], row["sure"], 0 if again_px == rows[0]["size_px"] else again_px
+            )
             if point not in names and not point.sure and not point.threshold:
                 continue
             name = names.get(point, _in_name(point))
@@ -79,9 +82,9 @@ def compare(rows: Sequence[Row], presets: Mapping[str, Choice]) -> list[Row]:
 
 
 def _in_name(point: Choice) -> str:
-    return (
-        f"two looks from {point.size_px} px" if point.sure else f"{point.size_px} px at threshold {point.threshold:g}"
-    )
+    if not point.sure:
+        return f"{point.size_px} px at threshold {point.threshold:g}"
+    return f"two looks from {point.size_px} px" + (f" to {point.again_px} px" if point.again_px else "")
 
 
 def in_words(found: Sequence[Row]) -> str:

@@ -40,19 +40,24 @@ class AnySizeViT(nn.Module):
     """`ServedViT`'s sparse path at several input sizes, one set of weights; each has its position embedding."""
 
     starts: Tensor  # (largest grid + 1,) int64: where each grid's rows begin in the table of position embeddings
-    other_pos_embed: Tensor  # (1, rows, C): the table without the largest size's, which has a parameter
+    other_pos_embed: Tensor  # (1, rows, C): the table without the first size's, which has a parameter
 
     def __init__(self, models: Mapping[int, PrunedViT], *, fused: bool = False) -> None:
-        """`models`: the same one at each size in px, at least two; `fused`: with what `export.fused` has."""
+        """Build from one set of weights.
+
+        Args:
+            models: the same one at each size in px, at least two; first the one whose position embedding is trained.
+            fused: with what `export.fused` has.
+        """
         super().__init__()
-        sizes = sorted(models, reverse=True)
+        sizes = list(models)
         self.model = with_pixel_embed(models[sizes[0]]) if fused else deepcopy(models[sizes[0]])
         self.model.vit.patch_embed.img_size = None  # it would insist on its own
         self.attend = attend if fused else None
         self.patch_px = int(self.model.vit.patch_embed.patch_size[0])
         embeddings = [models[size_px].vit.pos_embed.detach() for size_px in sizes]  # (1, N, C) each, their own N
         self.grids = [size_px // self.patch_px for size_px in sizes]  # patches along a side
-        starts = torch.full((self.grids[0] + 1,), _NOWHERE)
+        starts = torch.full((max(self.grids) + 1,), _NOWHERE)
         for index, grid in enumerate(self.grids):
             starts[grid] = sum(each.shape[1] for each in embeddings[:index])
         self.register_buffer("starts", starts)
@@ -73,7 +78,7 @@ class AnySizeViT(nn.Module):
 
         Running a size between them that isn't one of the model's fails.
         """
-        return self.patch_px * Dim("grid", min=self.grids[-1], max=self.grids[0])
+        return self.patch_px * Dim("grid", min=min(self.grids), max=max(self.grids))
 
 
 def without_gates(model: PrunedViT) -> PrunedViT:

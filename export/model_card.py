@@ -18,7 +18,7 @@ RECIPES = {
 }
 METHOD_NOTES = (
     "Every method's points are picked on the test images, save where held-out ones are named. *Two steps*: the small "
-    "input first and, where the answer's probability is below a cut, the full one as well; both are counted. *Shared*: "
+    "input first and, where the answer's probability is below a cut, a larger one as well; both are counted. *Shared*: "
     "some images go to one size, the rest to the next; linear in both."
 )
 LOWER: dict[Precision, str] = {
@@ -78,8 +78,8 @@ def render(
         + " and ".join(f"{100 * TOLERATED_LOSS[name]:g} points (`{name}`)" for name in ("balanced", "economy"))
         + ".",
         *(_second_looks(evaluation["second_looks"], rows, manifest) if evaluation["second_looks"] else []),
-        *_lower("int8", manifest.int8),
-        *_lower("float16", manifest.float16),
+        *_lower("int8", manifest.int8, full.size_px),
+        *_lower("float16", manifest.float16, full.size_px),
         "## Parity",
         _parity(parity),
         "## Limits",
@@ -125,10 +125,10 @@ def _presets(manifest: Manifest, rows: list[dict[str, Any]], twice: list[dict[st
     points |= {
         (point.size_px, 0.0, point.sure): (point.macs_ratio, point.accuracy, point.looked_again)
         for point in manifest.second_looks
+        if point.again_px == manifest.full.size_px
     }
-    measured = {
-        (row["size_px"], row.get("threshold", 0.0), row.get("sure", 0.0)): row["top1"] for row in [*rows, *twice]
-    }
+    ways = [*rows, *(row for row in twice if row["again_px"] == manifest.full.size_px)]
+    measured = {(row["size_px"], row["threshold"], row.get("sure", 0.0)): row["top1"] for row in ways}
     lines = [
         "| preset | input | threshold | sure | looked at again | mean MACs | held-out top-1 | test top-1 |",
         "|" + "---|" * 8,
@@ -146,33 +146,36 @@ def _presets(manifest: Manifest, rows: list[dict[str, Any]], twice: list[dict[st
 
 def _second_looks(twice: list[dict[str, Any]], rows: list[dict[str, Any]], manifest: Manifest) -> list[str]:
     dense = dense_row(rows, manifest.full.size_px)["top1"]
-    lines = ["| from | sure | looked at again | MACs decrease | top-1 | points lost to threshold 0 |", "|" + "---|" * 6]
+    lines = ["| from | to | threshold | sure | looked at again | MACs decrease | top-1 | points lost to threshold 0 |"]
+    lines.append("|" + "---|" * 8)
     lines += [
-        f"| {row['size_px']} px | {row['sure']:g} | {100 * row['looked_again']:.1f} % "
-        f"| {100 * (1 - row['macs_ratio']):.1f} % | {100 * row['top1']:.2f} % | {100 * (dense - row['top1']):.2f} |"
+        f"| {row['size_px']} px | {row['again_px']} px | {row['threshold']:g} | {row['sure']:g} "
+        f"| {100 * row['looked_again']:.1f} % | {100 * (1 - row['macs_ratio']):.1f} % | {100 * row['top1']:.2f} % "
+        f"| {100 * (dense - row['top1']):.2f} |"
         for row in frontier(twice)
     ]
     return [
         "## In two looks",
-        f"A smaller input first, {manifest.full.size_px} px as well where its first label is less probable than "
-        "`sure`; threshold 0, both looks counted, the same test images (`evaluation.json`). Where no cheaper two "
-        "looks are as accurate:",
+        "A smaller input first, a larger one as well where its first label is less probable than `sure`; both looks "
+        "counted, the same test images (`evaluation.json`). Where no cheaper two looks are as accurate:",
         "\n".join(lines),
     ]
 
 
-def _lower(precision: Precision, points: Sequence[PrecisionPoint]) -> list[str]:
+def _lower(precision: Precision, points: Sequence[PrecisionPoint], full_px: int) -> list[str]:
     if not points:
         return []
     lines = [
-        "| input | threshold | sure | top-1 | in float32 | same first label | same decisions | MACs | in float32 |",
-        "|" + "---|" * 9,
+        "| input | threshold | sure | again | top-1 | in float32 | same first label | same decisions | MACs "
+        "| in float32 |",
+        "|" + "---|" * 10,
     ]
     for point in points:
         shares = [point.top1, point.float32_top1, point.same_top1, point.same_decisions]
         costs = [point.macs_ratio, point.float32_macs_ratio]
         cells = [f"{100 * share:.2f} %" for share in shares] + [f"{100 * share:.1f} %" for share in costs]
-        lines.append(f"| {point.size_px} px | {point.threshold:g} | {point.sure:g} | " + " | ".join(cells) + " |")
+        again = f"{point.again_px or full_px} px" if point.sure else "-"
+        lines.append(f"| {point.size_px} px | {point.threshold:g} | {point.sure:g} | {again} | {' | '.join(cells)} |")
     return [
         f"## In {precision}",
         f"`anysize.{precision}.onnx` {LOWER[precision]}, from the same weights file. Beside float32 on the same "

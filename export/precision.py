@@ -4,8 +4,9 @@
     python -m export.precision --precision float16 --bundle ... --out models/zoo/NAME/float16-evaluation.json
 
 Both are the served engine. Points are the presets, each input size with nothing skipped, two looks from each smaller
-one, and the full size with patches skipped. `python -m export --keep-graphs` then takes the file into the manifest and
-the card. On a CPU float16 is rounded as on a GPU after every operator, while sums within one are float32.
+one (at the full one and at the largest), and the full size with patches skipped. `python -m export --keep-graphs` then
+takes the file into the manifest and the card. On a CPU float16 is rounded as on a GPU after every operator, while sums
+within one are float32.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from tqdm import tqdm
 from models.checkpoint import CheckpointError
 from models.data import DataError, LabelledImages, load_images, source_name
 from service.artifact import Bundle, Manifest, Precision, load_bundle
-from service.budget import Choice
+from service.budget import Choice, second_of
 from service.cpu import usable_cpus
 from service.errors import ServiceError
 from service.macs import used_macs
@@ -57,12 +58,15 @@ class Seen(NamedTuple):
 
 
 def points_of(bundle: Bundle) -> list[Choice]:
-    """The presets, each size with nothing skipped, each smaller one in two looks, the full one with patches skipped."""
+    """The presets, each size with nothing skipped, two looks from smaller ones, the full one with patches skipped."""
     manifest = bundle.manifest
     presets = [Choice(preset.size_px, preset.threshold, preset.sure) for preset in manifest.presets.values()]
     once = [Choice(size_px, 0.0) for size_px in manifest.sizes_px]
-    twice = [Choice(size_px, 0.0, SURE) for size_px in manifest.sizes_px[1:]]
-    return list(dict.fromkeys([*presets, *once, *twice, Choice(manifest.full.size_px, SKIPPING)]))
+    full_px, largest_px = manifest.full.size_px, max(manifest.sizes_px)
+    twice = [Choice(size_px, 0.0, SURE) for size_px in manifest.sizes_px if size_px < full_px]
+    if largest_px > full_px:
+        twice += [Choice(size_px, 0.0, SURE, largest_px) for size_px in manifest.sizes_px if size_px < full_px]
+    return list(dict.fromkeys([*presets, *once, *twice, Choice(full_px, SKIPPING)]))
 
 
 def see(engine: OnnxEngine, images: LabelledImages, manifest: Manifest, size_px: int, threshold: float) -> Seen:
@@ -80,12 +84,11 @@ def see(engine: OnnxEngine, images: LabelledImages, manifest: Manifest, size_px:
 def measure(bundle: Bundle, precision: Precision, data: str, max_images: int) -> dict[str, Any]:
     """Run both engines over the test images of `data`; BundleError where the bundle has no such graphs."""
     manifest, points = bundle.manifest, points_of(bundle)
-    full_px = manifest.full.size_px
     kinds: tuple[Precision, Precision] = (precision, "float32")
     engines = [OnnxEngine(bundle, threads=usable_cpus(), precision=each) for each in kinds]
     seen: dict[tuple[int, float], list[Seen]] = {}
-    pairs = [(point.size_px, point.threshold) for point in points]
-    pairs += [(full_px, point.threshold) for point in points if point.sure]
+    looks = {point: second_of(manifest, point) for point in points}
+    pairs = [look[:2] for look in (*points, *looks.values()) if look is not None]
     count = 0
     for size_px, threshold in tqdm(dict.fromkeys(pairs), desc="points"):
         images = load_images(data, "test", size_px)
@@ -98,8 +101,8 @@ def measure(bundle: Bundle, precision: Precision, data: str, max_images: int) ->
     rows = []
     for point in points:
         lower, full = seen[point.size_px, point.threshold]
-        if point.sure:
-            second = seen[full_px, point.threshold]
+        if (again := looks[point]) is not None:
+            second = seen[again[:2]]
             lower, full = (one.again(two, point.sure) for one, two in zip((lower, full), second, strict=True))
         rows.append(row_of(point, lower, full, manifest.full.dense_macs))
     return {

@@ -7,7 +7,7 @@ timm's own forward is there as a plain export gives it, all layers whole, in the
 as dense at several numbers of patches merged in each layer. timm's own forward runs in torch, too, as it is and
 compiled for each batch size; OpenVINO compiles dense, in standard operators, for each batch size. What isn't installed
 is left out, and stderr says so. Ours are the served engine at one input size and threshold, and in two looks: a smaller
-size first and the full one where the first answer isn't sure, as `service.second_look` has it. It knows no clock and no
+size first and a larger one where the first answer isn't sure, as `service.second_look` has it. It knows no clock and no
 data set.
 """
 
@@ -43,7 +43,7 @@ from models.merging import merged_macs
 from models.preprocessing import normalise
 from models.pruned_vit import PrunedViT, UnsupportedModel
 from service.artifact import Bundle, Precision
-from service.budget import Choice
+from service.budget import Choice, second_of
 from service.execution import CPU, Execution, session_options
 from service.macs import used_macs
 from service.onnx_engine import OnnxEngine
@@ -77,12 +77,13 @@ class Rival:
     exact: bool = False  # the same function as our float32 graph at this size and threshold, up to rounding
     threshold: float = 0.0
     sure: float = 0.0  # above 0: two looks
-    second: Callable[[Answer, Pixels], Answer] | None = None  # from the first answer and the images at the full size
+    again_px: int = 0  # input size of the second
+    second: Callable[[Answer, Pixels], Answer] | None = None  # from the first answer and the images for the second
 
-    def answer(self, images: Pixels, full: Pixels) -> Answer:
-        """The answer to the same images at its size and at the full one."""
-        first = self.run(images)
-        return first if self.second is None else self.second(first, full)
+    def answer(self, images: Mapping[int, Pixels], rows: NDArray[np.int64]) -> Answer:
+        """The answer to some rows of the images, which are there at every size."""
+        first = self.run(images[self.size_px][rows])
+        return first if self.second is None else self.second(first, images[self.again_px][rows])
 
 
 def all_rivals(bundle: Bundle, points: Mapping[Precision, Sequence[Choice]], threads: int) -> list[Rival]:
@@ -221,7 +222,6 @@ def ours(bundle: Bundle, precision: Precision, points: Sequence[Choice], threads
     if not points:
         return []
     engine, manifest = OnnxEngine(bundle, threads=threads, precision=precision), bundle.manifest
-    full = manifest.full
 
     def infer(images: Pixels, threshold: float) -> Answer:
         return Answer(*engine.infer(images, np.full(len(images), threshold, np.float32)))
@@ -233,7 +233,7 @@ def ours(bundle: Bundle, precision: Precision, points: Sequence[Choice], threads
         run = partial(infer, threshold=threshold)
         return Rival(precision, f"skipvit {precision}", size_px, macs, run, precision == "float32", threshold)
 
-    def twice(size_px: int, threshold: float, sure: float) -> Rival:
+    def twice(size_px: int, threshold: float, sure: float, again_px: int) -> Rival:
         def look_again(first: Answer, images: Pixels) -> Answer:
             again = softmax(first.logits).max(1) < sure
             if not again.any():
@@ -243,16 +243,17 @@ def ours(bundle: Bundle, precision: Precision, points: Sequence[Choice], threads
             return Answer(logits, first.kept, second.kept)
 
         def macs(answer: Answer) -> float:
-            looks = ((manifest.graph(size_px), answer.kept), (full, answer.kept_again))
+            looks = ((manifest.graph(size_px), answer.kept), (manifest.graph(again_px), answer.kept_again))
             spent = sum(
                 float(used_macs(graph, kept.sum(-1), threshold > 0).sum()) for graph, kept in looks if len(kept)
             )
             return spent / len(answer.logits)
 
         name, run = f"skipvit {precision}, two looks", partial(infer, threshold=threshold)
-        return Rival(precision, name, size_px, macs, run, threshold=threshold, sure=sure, second=look_again)
+        return Rival(precision, name, size_px, macs, run, False, threshold, sure, again_px, look_again)
 
-    return [twice(*point) if point.sure else once(*point[:2]) for point in points]
+    looks = [(point, second_of(manifest, point)) for point in points]
+    return [twice(*point[:3], second.size_px) if second else once(*point[:2]) for point, second in looks]
 
 
 def session(file: Path, threads: int) -> ort.InferenceSession:

@@ -39,8 +39,10 @@ class Source:
 
     @property
     def sizes_px(self) -> tuple[int, ...]:
-        """The input sizes to serve: those that were calibrated, the full one first."""
-        return tuple(sorted({row["size_px"] for row in self.calibration["rows"]}, reverse=True))
+        """The input sizes to serve: those that were calibrated, the model's own first."""
+        full_px = self.model.config.image_size_px
+        others = {row["size_px"] for row in self.calibration["rows"]} - {full_px}
+        return full_px, *sorted(others, reverse=True)
 
 
 def read_source(folder: Path, origin: Origin | None) -> Source:
@@ -63,7 +65,7 @@ def read_source(folder: Path, origin: Origin | None) -> Source:
     for measured in (evaluation, calibration):
         dense_row(measured["rows"], full_px)
         time_ratios(measured["rows"])
-        if "second_looks" not in measured:
+        if not all("again_px" in row for row in measured.get("second_looks", [{}])):
             raise ExportError(
                 f"{folder} was measured without two looks: evaluate anew with `{measure}`, test and heldout"
             )
@@ -72,10 +74,7 @@ def read_source(folder: Path, origin: Origin | None) -> Source:
     precisions = {name: _measured(file, "") for name, file in files.items() if file.exists()}
     if results and not _same_model(results, evaluation, full_px):
         raise ExportError(f"{folder / RESULTS} is of another model than {EVALUATION}: `python -m models.results` anew")
-    source = Source(folder, model, evaluation, calibration, training, origin, results, ranges, precisions)
-    if source.sizes_px[0] > full_px:
-        raise ExportError(f"{folder / CALIBRATION} has sizes above the model's own {full_px} px: measure smaller ones")
-    return source
+    return Source(folder, model, evaluation, calibration, training, origin, results, ranges, precisions)
 
 
 def _same_model(results: dict[str, Any], evaluation: dict[str, Any], full_px: int) -> bool:

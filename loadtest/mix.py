@@ -17,7 +17,7 @@ from loadtest.arrivals import Seconds
 
 Value = TypeVar("Value")
 Weighted = tuple[tuple[Value, float], ...]
-PARAMETERS = {"threshold", "preset", "compute", "size", "sure", "model", "degrade", "top_k"}
+PARAMETERS = {"threshold", "preset", "compute", "size", "sure", "again", "model", "degrade", "top_k"}
 _NUMBERS = {"threshold", "compute", "sure"}
 
 

@@ -6,7 +6,7 @@
 A checkpoint is run by torch, a bundle by the served engine (its graphs in ONNX Runtime). Columns: mean patches skipped
 (over images and gated layers), MACs saved against the dense model at the full size, top-1 and top-5 accuracy, and, for
 a checkpoint, how often the gates' decisions agree with the cosine labels of the dense forward. A star marks the
-frontier: rows that no cheaper one equals. Below: two looks, a smaller size first and the full one where the first label
+frontier: rows that no cheaper one equals. Below: two looks, a smaller size first and a larger one where the first label
 is less probable than `sure`. Writes --out (JSON, per-layer figures too) and --predictions (NPZ, one answer for each
 image and row); the last line of the output is one JSON object.
 """
@@ -268,7 +268,8 @@ def compared(result: dict[str, Any], predictions: dict[str, NDArray[Any]]) -> di
         row | {"lost_error": round(lost_error(own, right[full[0]]), 5)}
         for row, own in zip(result["rows"], right, strict=True)
     ]
-    twice = second_looks(points, right, predictions["probability"], predictions["macs_ratio"])
+    costs = predictions["probability"], predictions["macs_ratio"]
+    twice = second_looks(points, right, *costs, result["image_size_px"])
     return result | {"rows": rows, "second_looks": twice}
 
 

@@ -35,9 +35,9 @@ def frontier(results: Row) -> Figure:
     note = f"{results['images']:,} test images of {results['data']}; lines that leave the picture go on below it"
     figure = new_figure(6.6, _bargain(results), note)
     axis = figure.subplots()
-    _line(axis, best["two_step_tuned"], "two dense models: the small one first, 112 px where unsure", GREEN, 2.2)
+    _line(axis, best["two_step_tuned"], "two dense models: the small one first, a larger one where unsure", GREEN, 2.2)
     _line(axis, best["tuned"], "dense models, one trained for each size", ORANGE, 1.6, linestyle="--", marker="s")
-    _line(axis, best["two_step_joint"], "one checkpoint: small first, 112 px where unsure", PINK, 2.2)
+    _line(axis, best["two_step_joint"], "one checkpoint: small first, a larger input where unsure", PINK, 2.2)
     _line(axis, best["joint"], "one checkpoint: the best pairs of size and threshold", BLUE, 5, alpha=0.45, zorder=1.9)
     _line(axis, best["resize_alone"], "one checkpoint: no patch skipped", BLUE, 1.6, linestyle="--", marker="o")
     joint = next(run["points"] for run in results["runs"] if run["name"] == "joint")

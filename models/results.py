@@ -34,7 +34,7 @@ CUTS = tuple(np.linspace(0, 1, 51).round(2).tolist())  # of the first answer's p
 DENSE, SMALLER = "d112", ("d84", "d70", "d56")  # trained for one input size each, which is in the name
 RUNS = {
     "joint": "this checkpoint: gates and backbone trained together, for every threshold and five input sizes",
-    DENSE: "dense model trained at 112 px, the rival; at smaller sizes it is run untrained",
+    DENSE: "dense model trained at 112 px, the rival; at other sizes it is run untrained",
     "d84": "dense model trained at 84 px alone",
     "d70": "dense model trained at 70 px alone",
     "d56": "dense model trained at 56 px alone",
@@ -83,7 +83,7 @@ Right = NDArray[np.bool_]
 class Answers(NamedTuple):
     """R settings of one model, or of two in two steps, on n images."""
 
-    point: NDArray[np.float64]  # (R, 2 or 3): input size in px, threshold, cut
+    point: NDArray[np.float64]  # (R, 2 or 4): input size in px, threshold, cut, the second input's size
     right: Right  # (R, n)
     probability: NDArray[np.float32]  # (R, n) of the answer
     macs_ratio: NDArray[np.float64]  # (R, n) share of the dense rival's MACs at the full size
@@ -92,7 +92,8 @@ class Answers(NamedTuple):
         """Means over the images; with the dense rival's answers (n,) to the same ones, what is lost against them."""
         found = []
         for point, right, macs in zip(self.point.tolist(), self.right, self.macs_ratio, strict=True):
-            row: Row = {"size_px": int(point[0]), "threshold": point[1]} | ({"cut": point[2]} if point[2:] else {})
+            row: Row = {"size_px": int(point[0]), "threshold": point[1]}
+            row |= {"cut": point[2], "again_px": int(point[3])} if point[2:] else {}
             row |= {"macs_ratio": round(float(macs.mean()), 4), "top1": round(float(right.mean()), 4)}
             if dense is not None:
                 lost = 100 * (dense.astype(float) - right)
@@ -113,7 +114,7 @@ def two_steps(first: Answers, i: int, second: Answers, k: int, cuts: Sequence[fl
     """Setting i of `first` for every image; where its probability is below the cut, setting k of `second` on top."""
     again = first.probability[i] < np.array(cuts)[:, None]  # (cuts, n)
     return Answers(
-        point=np.array([(*first.point[i, :2], cut) for cut in cuts]),
+        point=np.array([(*first.point[i, :2], cut, second.point[k, 0]) for cut in cuts]),
         right=np.where(again, second.right[k], first.right[i]),
         probability=np.where(again, second.probability[k], first.probability[i]),
         macs_ratio=first.macs_ratio[i] + again * second.macs_ratio[k],
@@ -121,10 +122,14 @@ def two_steps(first: Answers, i: int, second: Answers, k: int, cuts: Sequence[fl
 
 
 def two_steps_of_one(answers: Answers) -> Answers:
-    """Each smaller size first, then the full one at the same threshold."""
-    full_px = answers.point[:, 0].max()
-    smaller = [(i, threshold) for i, (size_px, threshold) in enumerate(answers.point) if size_px < full_px]
-    return joined([two_steps(answers, i, answers, answers.at(full_px, threshold)) for i, threshold in smaller])
+    """Each size first, then each larger one at the same threshold."""
+    pairs = [
+        (i, k)
+        for i, (size_px, threshold) in enumerate(answers.point)
+        for k, (larger_px, same) in enumerate(answers.point)
+        if larger_px > size_px and same == threshold
+    ]
+    return joined([two_steps(answers, i, answers, k) for i, k in pairs])
 
 
 def joined(parts: Sequence[Answers]) -> Answers:
@@ -150,14 +155,17 @@ def chosen(held_out: Sequence[Row], test: Sequence[Row], macs_ratio: float) -> R
 
 def compare(answers: dict[str, Answers], held_out: Answers) -> tuple[dict[str, list[Row]], dict[str, list[Row | None]]]:
     """Each method's points on the test images, and of each of METHODS what it reaches within each budget."""
-    joint, full, big = answers["joint"], answers[DENSE], answers[DENSE].at(own_px(DENSE))
+    joint, full, own = answers["joint"], answers[DENSE], own_px(DENSE)
     small = {name: answers[name].at(own_px(name)) for name in SMALLER}
-    dense = full.right[big]
+    big = [i for i, (size_px, threshold) in enumerate(full.point) if size_px >= own and threshold == 0]
+    dense = full.right[full.at(own)]
     rows = {"joint": joint.rows(dense), "two_step_joint": two_steps_of_one(joint).rows(dense)}
-    rows["gates_alone"] = [row for row in rows["joint"] if row["size_px"] == joint.point[:, 0].max()]
+    rows["gates_alone"] = [row for row in rows["joint"] if row["size_px"] == own]
     rows["resize_alone"] = [row for row in rows["joint"] if row["threshold"] == 0]
-    rows["tuned"] = [full.rows(dense)[big], *(answers[name].rows(dense)[i] for name, i in small.items())]
-    rows["two_step_tuned"] = joined([two_steps(answers[name], i, full, big) for name, i in small.items()]).rows(dense)
+    rows["tuned"] = [full.rows(dense)[k] for k in big]
+    rows["tuned"] += [answers[name].rows(dense)[i] for name, i in small.items()]
+    pairs = [two_steps(answers[name], i, full, k) for name, i in small.items() for k in big]
+    rows["two_step_tuned"] = joined(pairs).rows(dense)
     reached = {name: [best_within(found, share) for share in BUDGETS] for name, found in rows.items()}
     for name, answer in (("joint", held_out), ("two_step_joint", two_steps_of_one(held_out))):
         reached[f"{name}_chosen"] = [chosen(answer.rows(), rows[name], share) for share in BUDGETS]

@@ -20,7 +20,7 @@ RUNS ?= runs/study
 START ?= $(RUNS)/teacher
 JOINT ?= models/recipes/joint.args
 DENSE := models/recipes/dense.args
-SIZES ?= 112,98,84,70,56
+SIZES ?= 126,112,98,84,70,56
 EPOCHS ?= 28
 SHORT_EPOCHS ?= 4
 # Options of every training, of the teacher's alone, and of every evaluation.

@@ -19,8 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from service.errors import BundleError
 
-SCHEMA_VERSION: Final = 4
+SCHEMA_VERSION: Final = 5
 MANIFEST = "manifest.json"
+FULL_GRAPH: Final = "model.onnx"  # the model at its own input size
 
 Ratio = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -95,12 +96,13 @@ class CalibrationPoint(_Frozen):
 
 
 class SecondLookPoint(_Frozen):
-    """What two looks cost and score on the same images: the full size wherever a smaller one isn't sure; threshold 0.
+    """What two looks cost and score on the same images: a larger input wherever a smaller one isn't sure; threshold 0.
 
     No gate runs, so they take the dense model's time for their MACs.
     """
 
     size_px: int  # of the first look
+    again_px: int  # of the second
     sure: Share  # least probability of the first label that is enough
     looked_again: Share  # of the images
     macs_ratio: Ratio  # mean, of both looks, of the dense MACs at the full size
@@ -113,6 +115,7 @@ class PrecisionPoint(_Frozen):
     size_px: int
     threshold: Share
     sure: Share = 0.0  # above 0: two looks
+    again_px: int = 0  # input size of the second; 0: the full one
     images: int = Field(gt=0)
     top1: Share
     float32_top1: Share
@@ -150,7 +153,7 @@ class Origin(_Frozen):
 class Manifest(_Frozen):
     """`manifest.json`."""
 
-    schema_version: Literal[4]
+    schema_version: Literal[5]
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     version: str
     architecture: str  # the timm model name
@@ -159,7 +162,7 @@ class Manifest(_Frozen):
     preprocessing: Preprocessing
     layers: int = Field(gt=0)
     gated_layers: tuple[int, ...]
-    graphs: tuple[Graph, ...] = Field(min_length=1)  # the full size first
+    graphs: tuple[Graph, ...] = Field(min_length=1)  # the model's own size, called the full one, first
     served: dict[Precision, str]  # what the engine runs: one sparse graph for all sizes, in each precision there is
     dense: dict[Precision, str]  # the same without gates, for rows at threshold 0; in the same precisions
     masked_graph: str
@@ -175,8 +178,8 @@ class Manifest(_Frozen):
     @model_validator(mode="after")
     def _is_consistent(self) -> Manifest:
         sizes = self.sizes_px
-        if len(set(sizes)) != len(sizes) or sizes[0] != max(sizes):
-            raise ValueError(f"graphs must have distinct sizes, the full one first: {sizes}")
+        if len(set(sizes)) != len(sizes) or self.full.file != FULL_GRAPH:
+            raise ValueError(f"graphs must have distinct sizes, the one of {FULL_GRAPH} first: {sizes}")
         if any(len(graph.layer_macs) != self.layers for graph in self.graphs):
             raise ValueError(f"every graph needs layer_macs for all {self.layers} layers")
         if not self.gated_layers or not set(self.gated_layers) <= set(range(self.layers)):
@@ -192,6 +195,13 @@ class Manifest(_Frozen):
         for preset in self.presets.values():
             if preset.size_px not in sizes:
                 raise ValueError(f"a preset names the size {preset.size_px}, which no graph has")
+        return self
+
+    @model_validator(mode="after")
+    def _looks_grow(self) -> Manifest:
+        for point in self.second_looks:
+            if point.again_px not in self.sizes_px or point.again_px <= point.size_px:
+                raise ValueError(f"a second look at {point.again_px} px after one at {point.size_px} is none")
         return self
 
     @property
@@ -211,10 +221,12 @@ class Manifest(_Frozen):
         return {px: found for px in self.sizes_px if (found := tuple(p for p in table if p.size_px == px))}
 
     @cached_property
-    def looks(self) -> dict[int, tuple[SecondLookPoint, ...]]:
-        """The table of two looks by the first one's input size, in the order of probabilities."""
-        table = sorted(self.second_looks, key=lambda point: point.sure)
-        return {px: found for px in self.sizes_px if (found := tuple(p for p in table if p.size_px == px))}
+    def looks(self) -> dict[tuple[int, int], tuple[SecondLookPoint, ...]]:
+        """The table of two looks by the input sizes of both, in the order of probabilities."""
+        table: dict[tuple[int, int], list[SecondLookPoint]] = {}
+        for point in sorted(self.second_looks, key=lambda point: point.sure):
+            table.setdefault((point.size_px, point.again_px), []).append(point)
+        return {sizes: tuple(points) for sizes, points in table.items()}
 
     def graph(self, size_px: int) -> Graph:
         """The graph for an input size; KeyError if the bundle has none."""

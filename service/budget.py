@@ -20,11 +20,12 @@ from service.settings import PresetName
 
 
 class Choice(NamedTuple):
-    """What one request runs with: a pair for the engine, and when an image is looked at again at the full size."""
+    """What one request runs with: a pair for the engine, and when an image is looked at again, and how."""
 
     size_px: int
     threshold: float
     sure: float = 0.0  # least probability of the first label that is enough; 0: one look
+    again_px: int = 0  # of the second look; 0: the full size
 
 
 class Expected(NamedTuple):
@@ -33,24 +34,30 @@ class Expected(NamedTuple):
     macs_ratio: float
     time_ratio: float
     accuracy: float
-    looked_again: float = 0.0  # of the images, at the full size
+    looked_again: float = 0.0  # of the images
 
 
-def expected(manifest: Manifest, size_px: int, threshold: float, sure: float = 0.0) -> Expected:
+def second_of(manifest: Manifest, choice: Choice) -> Choice | None:
+    """What a second look runs with: at a larger size than the first; None where there is none."""
+    again_px = choice.again_px or manifest.full.size_px
+    return Choice(again_px, choice.threshold) if choice.sure and again_px > choice.size_px else None
+
+
+def expected(manifest: Manifest, size_px: int, threshold: float, sure: float = 0.0, again_px: int = 0) -> Expected:
     """What the tables say of a choice, on average.
 
     Linear between the table's thresholds, the nearest one's beyond them; without a table all patches are counted. Of
     two looks at other thresholds than 0 the accuracy isn't known.
     """
     once = _expected_once(manifest, size_px, threshold)
-    full_px = manifest.full.size_px
-    if not sure or size_px == full_px:
+    second = second_of(manifest, Choice(size_px, threshold, sure, again_px))
+    if second is None:
         return once
-    full = _expected_once(manifest, full_px, threshold)
-    again, accuracy = _looked_again(manifest, size_px, sure)
+    twice = _expected_once(manifest, second.size_px, threshold)
+    again, accuracy = _looked_again(manifest, size_px, sure, second.size_px)
     return Expected(
-        once.macs_ratio + again * full.macs_ratio,
-        once.time_ratio + again * full.time_ratio,
+        once.macs_ratio + again * twice.macs_ratio,
+        once.time_ratio + again * twice.time_ratio,
         math.nan if threshold else accuracy,
         again,
     )
@@ -105,18 +112,18 @@ def _known(manifest: Manifest, size_px: int, threshold: float) -> Expected | Non
     return Expected(between(_macs), between(_time), between(lambda point: point.accuracy))
 
 
-def _looked_again(manifest: Manifest, size_px: int, sure: float) -> tuple[float, float]:
+def _looked_again(manifest: Manifest, size_px: int, sure: float, again_px: int) -> tuple[float, float]:
     """The share of images that a second look is due for, and the accuracy of both at threshold 0.
 
     Linear between the table's probabilities, nobody at 0 and everybody at 1.
     """
-    found = manifest.looks.get(size_px, ())
+    found = manifest.looks.get((size_px, again_px), ())
     place = bisect_right(found, sure, key=lambda point: point.sure)
 
     def row(place: int) -> tuple[float, float, float]:
         if 0 <= place < len(found):
             return found[place].sure, found[place].looked_again, found[place].accuracy
-        end, px = (0.0, size_px) if place < 0 else (1.0, manifest.full.size_px)
+        end, px = (0.0, size_px) if place < 0 else (1.0, again_px)
         return end, end, _expected_once(manifest, px, 0.0).accuracy
 
     lower, upper = row(place - 1), row(place)
@@ -148,7 +155,7 @@ def choose(
     if len(named) > 1:
         raise BadParameter(f"{' and '.join(named)} exclude each other: give one of threshold, compute and preset")
     if size_px is not None and size_px not in manifest.sizes_px:
-        raise BadParameter(f"size: {size_px} is not one of {', '.join(str(size) for size in manifest.sizes_px)}")
+        raise BadParameter(f"size: {size_px} is not one of {_in_words(manifest)}")
     if threshold is not None:
         return Choice(size_px or manifest.full.size_px, threshold, sure or 0.0)
     if compute is not None:
@@ -161,6 +168,25 @@ def choose(
     if size_px is not None:
         return Choice(size_px, found.threshold, sure or 0.0)
     return Choice(found.size_px, found.threshold, found.sure if sure is None else sure)
+
+
+def look_again_at(manifest: Manifest, choice: Choice, again_px: int) -> Choice:
+    """The same choice with its second look at another size than the full one.
+
+    Raises:
+        BadParameter: a size the bundle doesn't have or that isn't larger than the first one, or one look is all.
+    """
+    if again_px not in manifest.sizes_px:
+        raise BadParameter(f"again: {again_px} is not one of {_in_words(manifest)}")
+    if not choice.sure:
+        raise BadParameter("again is the input size of a second look: say with sure when there is to be one")
+    if again_px <= choice.size_px:
+        raise BadParameter(f"again: {again_px} px isn't larger than the first look's {choice.size_px} px")
+    return choice._replace(again_px=again_px)
+
+
+def _in_words(manifest: Manifest) -> str:
+    return ", ".join(str(size_px) for size_px in manifest.sizes_px)
 
 
 def solve(manifest: Manifest, compute: float, *, size_px: int | None = None) -> Choice:
@@ -206,8 +232,8 @@ def _lines_of_one_look(
 
 def _lines_of_two_looks(manifest: Manifest) -> list[_Line]:
     return [
-        [_Candidate(point.accuracy, point.macs_ratio, Choice(px, 0.0, point.sure)) for point in points]
-        for px, points in manifest.looks.items()
+        [_Candidate(point.accuracy, point.macs_ratio, Choice(px, 0.0, point.sure, again_px)) for point in points]
+        for (px, again_px), points in manifest.looks.items()
     ]
 
 
@@ -225,6 +251,6 @@ def _within(line: _Line, limit: float) -> Iterator[_Candidate]:
         cheap, dear = sorted((one, next_one), key=lambda candidate: candidate.cost)
         if cheap.cost < limit < dear.cost:
             share = (limit - cheap.cost) / (dear.cost - cheap.cost)
-            size_px, *knobs = (a + share * (b - a) for a, b in zip(cheap.choice, dear.choice, strict=True))
+            threshold, sure = (a + share * (b - a) for a, b in zip(cheap.choice[1:3], dear.choice[1:3], strict=True))
             accuracy = cheap.accuracy + share * (dear.accuracy - cheap.accuracy)
-            yield _Candidate(accuracy, limit, Choice(round(size_px), *knobs))
+            yield _Candidate(accuracy, limit, cheap.choice._replace(threshold=threshold, sure=sure))

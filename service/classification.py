@@ -19,14 +19,14 @@ from service.account import make_account
 from service.artifact import Manifest
 from service.batch import Answer
 from service.body import read_images
-from service.budget import Choice, choose
+from service.budget import Choice, choose, look_again_at, second_of
 from service.cache import Computed
 from service.errors import DeadlinePassed, NotReady, Overloaded
 from service.exchange import Measured, ask, record
 from service.planner import Plan
 from service.results import Receipt, make_receipt
 from service.schemas import SpendQuery
-from service.second_look import Looked, add_macs, falls_short, merge, second_of, unsure
+from service.second_look import Looked, add_macs, falls_short, merge, unsure
 from service.served_model import ServedModel
 from service.serving import Serving
 
@@ -79,9 +79,7 @@ async def classify_images(
     try:
         async with asyncio.timeout_at(deadline):  # the loop's clock is `time.monotonic`, as the deadline's is
             encoded = await read_images(request, limits)
-            first = await run.look(
-                encoded, plan.choice._replace(sure=0.0), later_macs=model.cost.later_macs(*plan.choice)
-            )
+            first = await run.look(encoded, Choice(*plan.choice[:2]), later_macs=model.cost.later_macs(*plan.choice))
             looked = await run.look_again(encoded, first, plan.choice, may_give_up=query.degrade is not False)
     except TimeoutError:
         raise DeadlinePassed("the deadline passed before the images were received, decoded and answered") from None
@@ -138,6 +136,8 @@ def _plan(serving: Serving, model: ServedModel, query: SpendQuery, deadline: flo
         sure=query.sure,
         default_preset=default_preset,
     )
+    if query.again is not None:
+        wanted = look_again_at(model.manifest, wanted, query.again)
     plan = model.planner.plan(
         wanted,
         bound=query.preset or default_preset,
@@ -175,7 +175,7 @@ class _Run:
     async def look_again(
         self, encoded: Sequence[bytes], first: Sequence[Computed], choice: Choice, *, may_give_up: bool
     ) -> list[Looked]:
-        """The answers at the full size where those of `first` aren't as sure as `choice` wants, else `first`.
+        """The answers to a second look where those of `first` aren't as sure as `choice` wants, else `first`.
 
         Raises:
             ServiceError: why there can be no second look now, unless `may_give_up`: then the first ones answer.
@@ -183,14 +183,13 @@ class _Run:
         looked, images = [Looked(one) for one in first], self.images
         again = unsure(self._model.manifest, first, choice)
         self._model.cost.learn_looks(*choice, images=len(first), again=len(again))
-        if not again:
+        second_choice = second_of(self._model.manifest, choice)
+        if not again or second_choice is None:
             return looked
         since_s = getattr(self._request.state, "admitted_s", None)  # None if a cache had all first looks
         try:
             async with asyncio.timeout_at(self._deadline - _REPLY_S if may_give_up else None):
-                second = await self.look(
-                    [encoded[i] for i in again], second_of(self._model.manifest, choice), since_s=since_s
-                )
+                second = await self.look([encoded[i] for i in again], second_choice, since_s=since_s)
         except (Overloaded, DeadlinePassed, NotReady, TimeoutError):
             if not may_give_up:
                 raise
@@ -234,7 +233,7 @@ def _receipt(manifest: Manifest, looked: Looked) -> Receipt:
 
 def _offer_samples(model: ServedModel, encoded: Sequence[bytes], computed: Sequence[Computed]) -> None:
     """Let the quality guard choose among the answers that had less than full compute."""
-    full = Choice(model.manifest.full.size_px, 0.0)
+    full_px = model.manifest.full.size_px
     for image, one in zip(encoded, computed, strict=True):
-        if one.choice != full and not one.cached:
+        if not one.cached and (one.choice.threshold or one.choice.size_px < full_px):
             model.guard.offer(image, int(one.answer.logits.argmax()))

@@ -84,15 +84,17 @@ class CostModel:
         self._fit.add(macs + packing, seconds)
         return seconds / predicted_s if predicted_s else None
 
-    def later_macs(self, size_px: int, threshold: float, sure: float) -> float:
+    def later_macs(self, size_px: int, threshold: float, sure: float, again_px: int = 0) -> float:
         """MACs that an image's second look will take, on average over all images; 0 where there is one look."""
         ratio = (self._looks_due + _PRIOR_LOOKS) / (self._looks_expected + _PRIOR_LOOKS)
-        share = min(1.0, ratio * self._expected(size_px, threshold, sure).looked_again)
-        return share * self.macs(self._manifest.full.size_px, threshold)
+        share = min(1.0, ratio * self._expected(size_px, threshold, sure, again_px).looked_again)
+        return share * self.macs(again_px or self._manifest.full.size_px, threshold) if share else 0.0
 
-    def learn_looks(self, size_px: int, threshold: float, sure: float, *, images: int, again: int) -> None:
+    def learn_looks(
+        self, size_px: int, threshold: float, sure: float, again_px: int = 0, *, images: int, again: int
+    ) -> None:
         """Take in that of so many images so many are looked at again."""
-        share = self._expected(size_px, threshold, sure).looked_again
+        share = self._expected(size_px, threshold, sure, again_px).looked_again
         if share:
             fade = _LOOK_FADE**images
             self._looks_due = fade * self._looks_due + again

@@ -65,7 +65,7 @@ class Metrics:
         self._layers = _LayerCounts()
         self._counters.register(self._layers)
         self._degraded = counter("degraded_requests_total", "Requests answered with less than asked.", ("model",))
-        self._second_looks = counter("second_looks_total", "Images looked at again at the full size.", ("model",))
+        self._second_looks = counter("second_looks_total", "Images looked at again at a larger size.", ("model",))
         self._terminated = counter("terminated_batches_total", "Runs ended because nobody waited.", ("model",))
         self._samples = counter("guard_samples_total", "Answers computed again at full compute.", ("model", "agreed"))
         self._cache_requests = counter("cache_requests_total", "Images looked up in the cache.", ("model", "found"))

@@ -84,8 +84,8 @@ def configure(manifest: Manifest, engine: EngineName) -> ModelConfiguration:
 
 
 def max_json_bytes(manifest: Manifest, max_images: int) -> int:
-    """Bytes of JSON that `max_images` images of the full size can take."""
-    values = max_images * manifest.full.size_px**2 * 3
+    """Bytes of JSON that `max_images` images of the largest size can take."""
+    values = max_images * max(manifest.sizes_px) ** 2 * 3
     return values * _MAX_JSON_BYTES_PER_VALUE + _JSON_BYTES_BESIDE_IMAGES
 
 

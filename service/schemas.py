@@ -64,8 +64,15 @@ class SpendQuery(BaseModel):
             le=1,
             allow_inf_nan=False,
             description="Least probability of the first label that is enough. Where a look at a smaller input gives "
-            "less, the image is looked at again at the full size, and that answers. Left out, it is the preset's, or "
+            "less, the image is looked at again at a larger one, and that answers. Left out, it is the preset's, or "
             "one look is all.",
+        ),
+    ] = None
+    again: Annotated[
+        int | None,
+        Field(
+            description="Input size of the second look in pixels, one of the model's and larger than the first; left "
+            "out, the full one."
         ),
     ] = None
     degrade: Annotated[

@@ -1,4 +1,4 @@
-"""Two looks at an image: a small input first, the full one as well where the first answer isn't sure.
+"""Two looks at an image: a small input first, a larger one as well where the first answer isn't sure.
 
 Most images are easy, and a small input is enough for them; what it costs to look at the others twice is less than what
 it saves (a confidence cascade; Wang et al., Glance and Focus, NeurIPS 2020, for one). Pure: it asks nobody.
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from service.artifact import Manifest
-from service.budget import Choice, dominates
+from service.budget import Choice, dominates, second_of
 from service.cache import Computed
 from service.results import Receipt, softmax
 
@@ -23,16 +23,11 @@ class Looked(NamedTuple):
     given_up: bool = False  # a second look was due, and load or the deadline forbade it
 
 
-def second_of(manifest: Manifest, choice: Choice) -> Choice:
-    """What a second look runs with."""
-    return Choice(manifest.full.size_px, choice.threshold)
-
-
 def unsure(manifest: Manifest, first: Sequence[Computed], choice: Choice) -> list[int]:
     """Which answers give no label the probability that `choice` wants, and had less than its second look."""
-    if not choice.sure:
-        return []
     second = second_of(manifest, choice)
+    if second is None:
+        return []
     return [
         index
         for index, one in enumerate(first)
@@ -42,9 +37,12 @@ def unsure(manifest: Manifest, first: Sequence[Computed], choice: Choice) -> lis
 
 def falls_short(manifest: Manifest, one: Computed, wanted: Choice) -> bool:
     """Whether an answer is less than what `wanted` would have given."""
-    if dominates(manifest, one.choice, second_of(manifest, wanted)):
+    second = second_of(manifest, wanted)
+    if second is not None and dominates(manifest, one.choice, second):
         return False
-    return not dominates(manifest, one.choice, wanted) or _probability(one) < wanted.sure
+    if not dominates(manifest, one.choice, wanted):
+        return True
+    return second is not None and _probability(one) < wanted.sure
 
 
 def _probability(one: Computed) -> float:

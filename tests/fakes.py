@@ -18,7 +18,8 @@ from service.errors import BundleError
 from service.settings import Settings
 
 LAYERS, GATED, CLASSES = 3, (1, 2), 4
-PATCHES = {28: 16, 14: 4}
+PATCHES = {28: 16, 14: 4, 42: 36}  # by input size, of the engine
+SIZES = (28, 14)  # of the manifest, unless a test wants more
 _PER_KEPT, _CONSTANT, _FIXED = 1000, 500, 4000
 
 
@@ -140,7 +141,7 @@ def manifest_document(**changes: Any) -> dict[str, Any]:
     """The manifest as JSON would give it."""
     digest = {"sha256": hashlib.sha256(b"").hexdigest(), "size_bytes": 0}
     document = {
-        "schema_version": 4,
+        "schema_version": 5,
         "name": "fake",
         "version": "1.0.0",
         "architecture": "none",
@@ -149,7 +150,7 @@ def manifest_document(**changes: Any) -> dict[str, Any]:
         "preprocessing": {"interpolation": "bicubic", "mean": [0.5] * 3, "std": [0.5] * 3},
         "layers": LAYERS,
         "gated_layers": list(GATED),
-        "graphs": [_graph(size_px) for size_px in PATCHES],
+        "graphs": [graph_document(size_px) for size_px in SIZES],
         "served": {"float32": "anysize.onnx"},
         "dense": {"float32": "anysize-dense.onnx"},
         "masked_graph": "masked.onnx",
@@ -185,7 +186,8 @@ def write_bundle(folder: Path, **changes: Any) -> Path:
     return path
 
 
-def _graph(size_px: int) -> dict[str, Any]:
+def graph_document(size_px: int) -> dict[str, Any]:
+    """An input size as the manifest has it."""
     layer = {"constant": _CONSTANT, "per_kept": _PER_KEPT, "per_kept_squared": 0}
     return {
         "file": "model.onnx" if size_px == 28 else f"model-{size_px}.onnx",

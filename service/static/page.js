@@ -115,7 +115,7 @@ function limits() {
 function showSetting() {
   const { mode, manifest } = state, value = state.value[mode], [min, max] = limits();
   const byCompute = mode === "compute", text = byCompute ? percent(value) : value.toFixed(2);
-  const sizes = [...(byCompute ? [ANY_SIZE] : []), ...manifest.graphs.map(({ size_px: px }) => px)];
+  const sizes = [...(byCompute ? [ANY_SIZE] : []), ...manifest.graphs.map(({ size_px: px }) => px).sort((one, other) => other - one)];
   Object.assign($("spend"), { min, max, value });
   $("spend").setAttribute("aria-valuetext", text);
   document.querySelector(`[value=${mode}]`).checked = true;

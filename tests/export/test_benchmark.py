@@ -24,17 +24,21 @@ from service.budget import Choice
 def test_presets_sizes_and_thresholds_are_timed_each_once(tiny_bundle: Path) -> None:
     bundle = load_bundle(tiny_bundle)
     points = benchmark.points_of(bundle)
-    presets = {(preset.size_px, preset.threshold, preset.sure) for preset in bundle.manifest.presets.values()}
+    presets = {Choice(preset.size_px, preset.threshold, preset.sure) for preset in bundle.manifest.presets.values()}
     assert len(points) == len(set(points))
-    sizes, levels = {(64, 0, 0), (32, 0, 0), (32, 0, SURE)}, {(64, level, 0) for level in benchmark.THRESHOLDS}
+    sizes = {Choice(64, 0), Choice(32, 0), Choice(32, 0, SURE)}
+    levels = {Choice(64, level) for level in benchmark.THRESHOLDS}
     assert set(points) == presets | sizes | levels
     assert points[0] == Choice(64, 0.0)
     assert benchmark.chosen_points(bundle, None) == {"float32": points}
-    asked = (Choice(32, 0.5), Choice(32, 0.0, 0.7))
-    assert benchmark.chosen_points(bundle, "32:0.5,32:0:0.7") == {"float32": asked}
+    asked = (Choice(32, 0.5), Choice(32, 0.0, 0.7), Choice(32, 0.0, 0.7, 64))
+    assert benchmark.chosen_points(bundle, "32:0.5,32:0:0.7,32:0:0.7:64") == {"float32": asked}
 
 
-@pytest.mark.parametrize(("points", "message"), [("96:0", "no input size 96 px"), ("64", "not enough values")])
+@pytest.mark.parametrize(
+    ("points", "message"),
+    [("96:0", "no input size 96 px"), ("32:0:0.5:96", "no input size 96 px"), ("64", "missing 1 required")],
+)
 def test_points_that_cant_be_timed_get_one_line_and_exit_2(
     points: str, message: str, tiny_bundle: Path, toy_images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -57,7 +61,8 @@ def fake(kind: str, size_px: int, share: int, threshold: float = 0.0, sure: floa
         return Answer(np.eye(3, dtype=np.float32)[np.zeros(len(images), int)])
 
     name = f"{kind} r={share}" if kind == "merging" else kind
-    return Rival(kind, name, size_px, constant(share), run, kind == "dense", threshold, sure, second if sure else None)
+    twice = (sure, 64, second) if sure else ()
+    return Rival(kind, name, size_px, constant(share), run, kind == "dense", threshold, *twice)
 
 
 EVERYBODY = [
@@ -149,7 +154,7 @@ def test_accuracy_comes_from_where_it_was_measured(
     accuracy = rival_accuracy.known(bundle)
     assert accuracy(dense) == expected
     assert accuracy(merging) == found[0]["top1"]
-    looks = {row["sure"]: row["top1"] for row in evaluation["second_looks"] if row["size_px"] == 32}
+    looks = {row["sure"]: row["top1"] for row in evaluation["second_looks"] if not row["threshold"]}
     assert accuracy(fake("float32", 32, 40, sure=0.6)) == looks[0.6]
     assert accuracy(fake("float32", 32, 40, sure=0.63)) is None
     assert accuracy(fake("merging", 64, 60)) is None

@@ -70,7 +70,8 @@ def test_a_preset_computes_everything_where_nothing_cheaper_is_good_enough() -> 
 def twice(*points: tuple[int, float, float, float, float]) -> list[dict[str, Any]]:
     """Two looks as `models.evaluate` writes them, of (size, sure, share of MACs, top-1, standard error)."""
     names = ("size_px", "sure", "macs_ratio", "top1", "lost_error")
-    return [dict(zip(names, point, strict=True)) | {"looked_again": 0.2} for point in points]
+    same = {"looked_again": 0.2, "again_px": 112, "threshold": 0.0}
+    return [dict(zip(names, point, strict=True)) | same for point in points]
 
 
 def test_two_looks_are_taken_where_they_are_faster() -> None:
@@ -81,11 +82,19 @@ def test_two_looks_are_taken_where_they_are_faster() -> None:
     assert presets["economy"] == Preset(size_px=56, threshold=0.0, sure=0.5)
     assert second_look_points(looks)[1].model_dump() == {
         "size_px": 56,
+        "again_px": 112,
         "sure": 0.7,
         "looked_again": 0.2,
         "macs_ratio": 0.6,
         "accuracy": 0.896,
     }
+
+
+def test_the_last_look_of_a_preset_is_the_full_one_with_nothing_skipped() -> None:
+    (row,) = twice((56, 0.7, 0.3, 0.9, 0.0))
+    for other in ({"again_px": 98}, {"again_px": 126}, {"threshold": 0.1}):
+        assert choose_presets(MEASURED, [row | other], 112) == choose_presets(MEASURED, [], 112)
+    assert len(second_look_points([row, row | {"again_px": 98}, row | {"threshold": 0.1}])) == 2
 
 
 def test_what_may_be_lost_on_other_images_counts() -> None:

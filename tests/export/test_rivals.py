@@ -140,7 +140,7 @@ def test_two_looks_are_the_second_one_where_the_first_isnt_sure(threshold: float
         spent = used_macs(bundle.manifest.graph(32), kept.sum(-1), threshold > 0)
         spent += again * used_macs(bundle.manifest.full, kept_again.sum(-1), threshold > 0)
         assert rival.macs(found) == pytest.approx(spent.mean())
-    as_asked = rival.answer(small, full)
+    as_asked = rival.answer({32: small, 64: full}, np.arange(24))
     sure = softmax(one).max(1) >= 0.5
     np.testing.assert_allclose(as_asked.logits, np.where(sure[:, None], one, other), atol=1e-4)
 

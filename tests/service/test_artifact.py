@@ -104,6 +104,9 @@ def test_a_file_outside_the_folder_is_refused(tmp_path: Path) -> None:
     assert "not a plain file name" in refusal(path)
 
 
+LOOK = {"size_px": 14, "again_px": 28, "sure": 0.5, "looked_again": 0.2, "macs_ratio": 0.6, "accuracy": 0.9}
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -112,6 +115,8 @@ def test_a_file_outside_the_folder_is_refused(tmp_path: Path) -> None:
         {"gated_layers": []},
         {"graphs": []},
         {"graphs": manifest_document()["graphs"][::-1]},
+        {"second_looks": [{**LOOK, "again_px": 99}]},
+        {"second_looks": [{**LOOK, "size_px": 28}]},
         {"layers": 5},
         {"masked_graph": "absent.onnx"},
         {"presets": {"full": {"size_px": 99, "threshold": 0.0}}},

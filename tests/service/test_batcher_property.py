@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from service.batch import Answer
 from service.errors import DeadlinePassed, InferenceFailed
-from tests.fakes import CLASSES, GATED, PATCHES, FakeClock, FakeEngine
+from tests.fakes import CLASSES, GATED, PATCHES, SIZES, FakeClock, FakeEngine
 from tests.service.test_batcher import image, label, running
 
 Step = tuple[str, int, int, float]
@@ -17,7 +17,7 @@ STEPS = st.lists(
     st.tuples(
         st.sampled_from(["submit", "submit", "submit", "cancelled", "expired", "yield", "hold", "release"]),
         st.integers(0, 90),
-        st.sampled_from(sorted(PATCHES)),
+        st.sampled_from(sorted(SIZES)),
         st.sampled_from([0.0, 0.25, 0.5, 1.0]),
     ),
     max_size=40,

@@ -121,7 +121,8 @@ def test_load_and_deadlines_look_at_time_not_at_macs() -> None:
 def looking_twice(**changes: Any) -> Manifest:
     points = [(14, 0.5, 0.1, 0.5, 0.84), (14, 0.7, 0.2, 0.6, 0.884), (14, 0.9, 0.4, 0.8, 0.90)]
     names = ("size_px", "sure", "looked_again", "macs_ratio", "accuracy")
-    return fake_manifest(second_looks=[dict(zip(names, point, strict=True)) for point in points], **changes)
+    looks = [{"again_px": 28, **dict(zip(names, point, strict=True))} for point in points]
+    return fake_manifest(second_looks=looks, **changes)
 
 
 def test_two_looks_cost_the_first_and_a_share_of_the_second() -> None:
@@ -149,8 +150,8 @@ def test_a_preset_may_look_twice_and_sure_is_as_given_else() -> None:
 def test_compute_buys_one_look_and_load_lowers_along_both() -> None:
     manifest = looking_twice()
     assert solve(manifest, 0.6) == Choice(28, 0.5)
-    assert cheaper(manifest, Choice(28, 0.0), 0.6) == Choice(14, 0.0, 0.7)  # more accurate than (28, 0.5)
-    assert cheaper(manifest, Choice(28, 0.0), 0.7) == Choice(14, 0.0, pytest.approx(0.8))  # type: ignore[arg-type]
+    assert cheaper(manifest, Choice(28, 0.0), 0.6) == Choice(14, 0.0, 0.7, 28)  # more accurate than (28, 0.5)
+    assert cheaper(manifest, Choice(28, 0.0), 0.7) == Choice(14, 0.0, pytest.approx(0.8), 28)  # type: ignore[arg-type]
     assert cheaper(manifest, Choice(14, 0.0, 0.7), 0.45) == Choice(14, 0.0)  # below the cheapest two looks
     assert cheaper(manifest, Choice(28, 0.0), 0.6, size_px=28) == Choice(28, 0.5)
     assert cheaper(manifest, Choice(14, 0.0, 0.5), 0.5) == Choice(14, 0.0, 0.5)

@@ -55,7 +55,7 @@ def test_runs_of_one_size_alone_are_taken_as_proportional() -> None:
 
 
 def test_second_looks_are_predicted_from_their_table_and_learned() -> None:
-    half = {"size_px": 14, "sure": 0.9, "looked_again": 0.5, "macs_ratio": 0.7, "accuracy": 0.9}
+    half = {"size_px": 14, "again_px": 28, "sure": 0.9, "looked_again": 0.5, "macs_ratio": 0.7, "accuracy": 0.9}
     model = CostModel(fake_manifest(second_looks=[half]))
     assert model.later_macs(14, 0.0, 0.0) == model.later_macs(28, 0.0, 0.9) == 0
     assert model.later_macs(14, 0.0, 0.9) == pytest.approx(0.5 * 53500)

@@ -1,4 +1,4 @@
-"""Two looks: a small input first, the full one as well where the first answer isn't sure."""
+"""Two looks: a small input first, a larger one as well where the first answer isn't sure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from service.cache import Computed
 from service.errors import DeadlinePassed, NotReady, Overloaded
 from service.second_look import falls_short, merge, unsure
 from service.settings import Settings
-from tests.fakes import FakeEngine, fake_bundle, fake_manifest
+from tests.fakes import FILES, FakeEngine, fake_bundle, fake_manifest, graph_document, manifest_document
 from tests.images import plain
 
 URL = "/v1/classify"
@@ -75,6 +75,33 @@ def test_the_second_look_keeps_the_threshold_and_is_the_one_that_is_shown(client
     assert picture.content == client.post("/v1/explain", content=DOUBTFUL, params={"threshold": 0.25}).content
 
 
+def test_the_second_look_may_be_at_another_size_than_the_full_one() -> None:
+    more = {"size_px": 14, "again_px": 42, "sure": 0.96, "looked_again": 0.5, "macs_ratio": 1.5, "accuracy": 0.95}
+    dense = {**manifest_document()["calibration"][0], "size_px": 42, "accuracy": 0.96}
+    bundle = fake_bundle(
+        graphs=[graph_document(size_px) for size_px in (28, 14, 42)],
+        calibration=[*manifest_document()["calibration"], dense],
+        second_looks=[more],
+        files={name: manifest_document()["files"]["model.onnx"] for name in (*FILES, "model-42.onnx")},
+    )
+    with TestClient(create_app(Settings(guard_ratio=0), bundle=bundle, engine=FakeEngine())) as client:
+        (plain_look,) = ask(client, DOUBTFUL, **TWICE)
+        assert plain_look["size_px"] == 28
+        (larger,) = ask(client, DOUBTFUL, **TWICE, again=42)
+        assert (larger["size_px"], larger["first_look"]["size_px"], larger["degraded"]) == (42, 14, False)
+        assert larger["macs"]["used"] == SMALL + 113500
+        (above,) = ask(client, DOUBTFUL, size=28, threshold=0, sure=0.96, again=42)
+        assert (above["size_px"], above["first_look"]["size_px"]) == (42, 28)
+        for query, message in (
+            ({**TWICE, "again": 56}, "56 is not one of 28, 14, 42"),
+            ({**TWICE, "again": 14}, "isn't larger than the first look's 14 px"),
+            ({"threshold": 0, "again": 42}, "say with sure"),
+        ):
+            answer = client.post(URL, content=DOUBTFUL, params=query)
+            assert answer.status_code == 422
+            assert message in answer.json()["detail"]
+
+
 @pytest.mark.parametrize("query", [{"sure": 0}, {"sure": 0.9}, {}, {"size": 28, "sure": 1}])
 def test_one_look_is_enough_where_it_is_sure_or_already_full(client: TestClient, query: dict[str, Any]) -> None:
     (found,) = ask(client, DOUBTFUL, **{"size": 14, "threshold": 0, **query})
@@ -107,7 +134,14 @@ def test_a_second_look_that_there_is_no_room_for_is_given_up(
 
 PRESETS = {name: {"size_px": 14, "threshold": 0.0, "sure": sure} for name, sure in (("balanced", 0.96), ("economy", 0))}
 FEWER = [
-    {"size_px": 14, "sure": sure, "looked_again": again, "macs_ratio": 0.4 + again, "accuracy": 0.8 + again / 5}
+    {
+        "size_px": 14,
+        "again_px": 28,
+        "sure": sure,
+        "looked_again": again,
+        "macs_ratio": 0.4 + again,
+        "accuracy": 0.8 + again / 5,
+    }
     for sure, again in ((0.5, 0.1), (0.95, 0.3))
 ]
 
