@@ -28,9 +28,9 @@ from export.parity import Parity
 from export.source import read_source
 from export.to_onnx import ExportError
 from export.to_torchscript import write_torchscript
+from models.backbone import UnsupportedModel
 from models.checkpoint import CheckpointError
 from models.data import DataError, LabelledImages, load_images, split_holdout
-from models.pruned_vit import UnsupportedModel
 from service.artifact import Origin
 from service.errors import BundleError
 

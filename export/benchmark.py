@@ -95,14 +95,16 @@ def chosen_points(bundle: Bundle, asked: str | None) -> dict[Precision, tuple[Ch
     """
     points, small = points_of(bundle), tuple(precision.points_of(bundle))
     if asked:
-        points = small = tuple(_point(*each.split(":")) for each in asked.split(","))
+        points = small = tuple(map(_point, asked.split(",")))
         asked_px = {px for point in points for px in (point.size_px, point.again_px) if px}
         if unknown := sorted(asked_px - set(bundle.manifest.sizes_px)):
             raise ValueError(f"{bundle.manifest.name} has no input size {unknown[0]} px")
     return {"float32": points, "int8": small} if "int8" in bundle.manifest.served else {"float32": points}
 
 
-def _point(size_px: str, threshold: str, sure: str = "0", again_px: str = "0") -> Choice:
+def _point(text: str) -> Choice:
+    size_px, threshold, *rest = text.split(":")
+    sure, again_px = rest + ["0"] * (2 - len(rest))
     return Choice(int(size_px), float(threshold), float(sure), int(again_px))
 
 

@@ -37,11 +37,12 @@ from export.int8 import RANGES
 from export.quantise import Range, products, quantise
 from export.to_onnx import ExportError, save, to_onnx
 from models import checkpoint
+from models.backbone import UnsupportedModel
 from models.checkpoint import WEIGHTS, at_size
 from models.macs import shape_of
 from models.merging import merged_macs
 from models.preprocessing import normalise
-from models.pruned_vit import PrunedViT, UnsupportedModel
+from models.pruned_vit import PrunedViT
 from service.artifact import Bundle, Precision
 from service.budget import Choice, second_of
 from service.execution import CPU, Execution, session_options

@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import nn
+
+
+class UnsupportedModel(ValueError):
+    """The named timm model isn't built from the plain blocks that can be pruned."""
 
 
 def reads_prefix_only(vit: VisionTransformer) -> bool:
     """Whether the head reads no patch, so that the last layer needs to compute none."""
     return vit.global_pool in ("", "token") and vit.attn_pool is None
+
+
+def check_supported(vit: nn.Module, name: str) -> None:
+    """Raise UnsupportedModel, naming what is in the way, unless `vit` is a plain pre-norm VisionTransformer."""
+    if not isinstance(vit, VisionTransformer):
+        raise UnsupportedModel(f"{name} is a {type(vit).__name__}; only timm's VisionTransformer family can be pruned")
+    for index, block in enumerate(vit.blocks):
+        if type(block) is not Block:
+            raise UnsupportedModel(f"{name}: layer {index} is a {type(block).__name__}, not timm's pre-norm Block")
+        if type(block.attn).__name__ != "Attention" or getattr(block.attn, "gate", None) is not None:
+            raise UnsupportedModel(f"{name}: layer {index} has a {type(block.attn).__name__} with parts unknown here")
+    if vit.num_prefix_tokens < 1:
+        raise UnsupportedModel(f"{name} has no CLS or register token; at least one must always be kept")

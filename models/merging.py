@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import Attention, Block
 from torch import Tensor
 
-from models.backbone import reads_prefix_only
+from models.backbone import UnsupportedModel, check_supported, reads_prefix_only
 from models.macs import Shape
-from models.pruned_vit import PrunedViT, UnsupportedModel, check_supported
+from models.pruned_vit import PrunedViT
 
 
 class Matching(NamedTuple):

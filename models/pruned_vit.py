@@ -18,7 +18,7 @@ from timm.layers import LayerScale, Mlp
 from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
 
-from models.backbone import reads_prefix_only
+from models.backbone import UnsupportedModel, check_supported, reads_prefix_only
 from models.bypass import Bypass
 from models.config import Attention as AttentionMode
 from models.config import PrunedViTConfig
@@ -29,10 +29,6 @@ from models.selection import keep_patches, keep_tokens, kept_rows
 Execution = Literal["masked", "sparse"]
 Decide = Callable[[Tensor, Tensor], Tensor]  # gate logits (B, P), thresholds (B,) -> kept (B, P)
 Attend = Callable[[Attention, Tensor], Tensor]  # normed tokens (B, N, C) -> what they attend to (B, N, C), unprojected
-
-
-class UnsupportedModel(ValueError):
-    """The named timm model isn't built from the plain blocks that can be pruned."""
 
 
 class PrunedOutput(NamedTuple):
@@ -292,16 +288,3 @@ def build(config: PrunedViTConfig, *, drop_path: float = 0.0, any_size: bool = F
             f"timm can't build {config.architecture!r} at {config.image_size_px} px: {error}"
         ) from error
     return PrunedViT(vit, config)
-
-
-def check_supported(vit: nn.Module, name: str) -> None:
-    """Raise UnsupportedModel, naming what is in the way, unless `vit` is a plain pre-norm VisionTransformer."""
-    if not isinstance(vit, VisionTransformer):
-        raise UnsupportedModel(f"{name} is a {type(vit).__name__}; only timm's VisionTransformer family can be pruned")
-    for index, block in enumerate(vit.blocks):
-        if type(block) is not Block:
-            raise UnsupportedModel(f"{name}: layer {index} is a {type(block).__name__}, not timm's pre-norm Block")
-        if type(block.attn).__name__ != "Attention" or getattr(block.attn, "gate", None) is not None:
-            raise UnsupportedModel(f"{name}: layer {index} has a {type(block.attn).__name__} with parts unknown here")
-    if vit.num_prefix_tokens < 1:
-        raise UnsupportedModel(f"{name} has no CLS or register token; at least one must always be kept")

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from models import checkpoint
 from models.augment import augment
-from models.backbone import reads_prefix_only
+from models.backbone import UnsupportedModel, reads_prefix_only
 from models.checkpoint import CheckpointError
 from models.config import PrunedViTConfig, TrainConfig
 from models.data import (
@@ -40,7 +40,7 @@ from models.data import (
     split_holdout,
 )
 from models.gates import GATES
-from models.pruned_vit import PrunedViT, UnsupportedModel, build
+from models.pruned_vit import PrunedViT, build
 from models.regularise import SCALINGS
 from models.run import Machine, Run, as_json, compile_layers, pick_machine, step_rng
 from models.stages import STAGES

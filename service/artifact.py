@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -192,9 +193,8 @@ class Manifest(_Frozen):
         for name in (*(graph.file for graph in self.graphs), *served, self.masked_graph):
             if name not in self.files:
                 raise ValueError(f"files has no digest for {name}")
-        for preset in self.presets.values():
-            if preset.size_px not in sizes:
-                raise ValueError(f"a preset names the size {preset.size_px}, which no graph has")
+        if unknown := {preset.size_px for preset in self.presets.values()} - set(sizes):
+            raise ValueError(f"a preset names the size {min(unknown)}, which no graph has")
         return self
 
     @model_validator(mode="after")
@@ -223,10 +223,8 @@ class Manifest(_Frozen):
     @cached_property
     def looks(self) -> dict[tuple[int, int], tuple[SecondLookPoint, ...]]:
         """The table of two looks by the input sizes of both, in the order of probabilities."""
-        table: dict[tuple[int, int], list[SecondLookPoint]] = {}
-        for point in sorted(self.second_looks, key=lambda point: point.sure):
-            table.setdefault((point.size_px, point.again_px), []).append(point)
-        return {sizes: tuple(points) for sizes, points in table.items()}
+        table = sorted(self.second_looks, key=lambda point: (point.size_px, point.again_px, point.sure))
+        return {sizes: tuple(found) for sizes, found in groupby(table, key=lambda p: (p.size_px, p.again_px))}
 
     def graph(self, size_px: int) -> Graph:
         """The graph for an input size; KeyError if the bundle has none."""

@@ -37,7 +37,12 @@ def test_presets_sizes_and_thresholds_are_timed_each_once(tiny_bundle: Path) -> 
 
 @pytest.mark.parametrize(
     ("points", "message"),
-    [("96:0", "no input size 96 px"), ("32:0:0.5:96", "no input size 96 px"), ("64", "missing 1 required")],
+    [
+        ("96:0", "no input size 96 px"),
+        ("32:0:0.5:96", "no input size 96 px"),
+        ("64", "not enough values"),
+        ("64:0:0:0:0", "too many values"),
+    ],
 )
 def test_points_that_cant_be_timed_get_one_line_and_exit_2(
     points: str, message: str, tiny_bundle: Path, toy_images: Path, capsys: pytest.CaptureFixture[str]

@@ -8,9 +8,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from models.backbone import UnsupportedModel
 from models.macs import shape_of
 from models.merging import match, merge, merged_forward, merged_macs, patches_left
-from models.pruned_vit import PrunedViT, UnsupportedModel
+from models.pruned_vit import PrunedViT
 from tests.models.builders import random_images, random_vit
 
 CASES = [("test_vit", 96), ("vit_small_patch14_reg4_dinov2", 56)]

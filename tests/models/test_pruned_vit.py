@@ -7,9 +7,10 @@ import timm
 import torch
 
 from models import checkpoint
+from models.backbone import UnsupportedModel, check_supported
 from models.bypass import Bypass
 from models.config import Attention, PrunedViTConfig, Skips
-from models.pruned_vit import Execution, PrunedViT, UnsupportedModel, build, check_supported
+from models.pruned_vit import Execution, PrunedViT, build
 from tests.models.builders import LABELS, random_images, random_vit
 
 ARCHITECTURES = {  # name -> (input px, what it stands for)

@@ -9,8 +9,8 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from models.backbone import UnsupportedModel
 from models.merging import merged_forward
-from models.pruned_vit import UnsupportedModel
 from models.regularise import ScaledAttention, diversity_loss, scale_attention, scale_features
 from tests.models.builders import random_images, random_vit
 

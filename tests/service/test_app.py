@@ -21,7 +21,7 @@ def test_the_openapi_document_shows_bodies_parameters_examples_and_problems(clie
     classify = document["paths"]["/v1/classify"]["post"]
     assert set(classify["requestBody"]["content"]) == {"image/jpeg", "image/png", "image/webp", "multipart/form-data"}
     names = {parameter["name"] for parameter in classify["parameters"]}
-    query = {"threshold", "compute", "preset", "top_k", "explain", "size", "model", "sure", "degrade"}
+    query = {"threshold", "compute", "preset", "top_k", "explain", "size", "model", "sure", "again", "degrade"}
     assert names == query | {"x-request-timeout-ms", "x-request-id"}
     assert set(classify["responses"]) == {"200", "400", "404", "413", "415", "422", "429", "500", "503", "504"}
     for status, response in classify["responses"].items():
