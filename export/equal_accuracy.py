@@ -23,6 +23,11 @@ Row = dict[str, Any]
 Speed = tuple[float, float]  # accuracy, images/s
 
 
+def setting(full_px: int, size_px: int, threshold: float, sure: float = 0.0, again_px: int = 0) -> Choice:
+    """A point as it is asked for: that a second look is at the full size goes without saying."""
+    return Choice(size_px, threshold, sure, 0 if again_px == full_px else again_px)
+
+
 def frontier(points: Sequence[Speed]) -> list[Speed]:
     """The points that no other beats: more accurate than every faster one; fastest and least accurate first."""
     best: list[Speed] = []
@@ -65,10 +70,8 @@ def compare(rows: Sequence[Row], presets: Mapping[str, Choice]) -> list[Row]:
     for precision, kinds in COMPARED.items():
         names = {point: name for name, point in presets.items() if name != "full"}
         for row in (row for row in known if row["precision"] == precision):
-            again_px = row.get("again_px", 0)
-            point = Choice(
-                row["size_px"], row["threshold"], row["sure"], 0 if again_px == rows[0]["size_px"] else again_px
-            )
+            look = row["size_px"], row["threshold"], row["sure"], row.get("again_px", 0)
+            point = setting(rows[0]["size_px"], *look)
             if point not in names and not point.sure and not point.threshold:
                 continue
             name = names.get(point, _in_name(point))

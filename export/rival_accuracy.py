@@ -13,6 +13,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,13 @@ import numpy as np
 import onnxruntime as ort
 from tqdm import tqdm
 
+from export.equal_accuracy import setting
 from export.rivals import Rival, exported_rivals
 from export.source import EVALUATION
 from export.to_onnx import ExportError
 from models.checkpoint import CheckpointError
 from models.data import DataError, LabelledImages, load_images, source_name
 from service.artifact import Bundle, load_bundle
-from service.budget import Choice
 from service.cpu import usable_cpus
 from service.errors import ServiceError
 
@@ -62,19 +63,14 @@ def measure(rivals: Sequence[Rival], images: Mapping[int, LabelledImages]) -> li
 def known(bundle: Bundle) -> Callable[[Rival], float | None]:
     """Top-1 of a rival on the test images, as the bundle's files have it; None where nobody measured it."""
     evaluation = json.loads((bundle.path / EVALUATION).read_text())
-    full_px = bundle.manifest.full.size_px
-
-    def setting(size_px: int, threshold: float, sure: float = 0.0, again_px: int = 0) -> Choice:
-        return Choice(size_px, threshold, sure, 0 if again_px == full_px else again_px)
-
-    names = ("size_px", "threshold", "sure", "again_px")
-    float32 = {setting(row["size_px"], row["threshold"]): row["top1"] for row in evaluation["rows"]}
-    float32 |= {setting(*(row[name] for name in names)): row["top1"] for row in evaluation["second_looks"]}
-    int8 = {setting(*(getattr(point, name) for name in names)): point.top1 for point in bundle.manifest.int8}
+    at, names = partial(setting, bundle.manifest.full.size_px), ("size_px", "threshold", "sure", "again_px")
+    float32 = {at(row["size_px"], row["threshold"]): row["top1"] for row in evaluation["rows"]}
+    float32 |= {at(*(row[name] for name in names)): row["top1"] for row in evaluation["second_looks"]}
+    int8 = {at(*(getattr(point, name) for name in names)): point.top1 for point in bundle.manifest.int8}
     others = {(row["rival"], row["size_px"]): row["top1"] for row in _measured(bundle)}
 
     def accuracy(rival: Rival) -> float | None:
-        point = setting(rival.size_px, rival.threshold, rival.sure, rival.again_px)
+        point = at(rival.size_px, rival.threshold, rival.sure, rival.again_px)
         if rival.exact or rival.kind == "float32":
             return float32.get(point)
         if rival.kind == "int8":
