@@ -14,8 +14,8 @@ BUNDLE := models/zoo/$(NAME)
 DATA ?= uoft-cs/cifar100
 # For `make train`: where its first stage starts from, a checkpoint folder or a timm safetensors file.
 INIT ?= $(BUNDLE)
-# For `make train`: the input sizes to measure and to serve, px, the full one first.
-SIZES ?= 112,98,84,70,56
+# For `make train`: the input sizes to measure and to serve, px, the full one first; larger ones are for second looks.
+SIZES ?= 112,126,98,84,70,56
 # For `make image`: its name, and what it is for: cpu, gpu or loadtest.
 IMAGE ?= skipvit
 TARGET ?= cpu

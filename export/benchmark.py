@@ -21,7 +21,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -245,7 +245,8 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         if options.earlier:
             result = json.loads(options.earlier.read_text())
-            if "equal_accuracy" not in result:
+            columns = {field.name for field in fields(Row)}
+            if "equal_accuracy" not in result or any(columns - row.keys() for row in result["rows"]):
                 raise ValueError(f"{options.earlier} isn't what --out writes now: time anew")
         else:
             result = run(load_bundle(options.bundle), options)

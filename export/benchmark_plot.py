@@ -112,16 +112,15 @@ def _lines() -> list[tuple[bool, str, Style]]:
 
 
 def _settings(rows: Sequence[Row], compared: Sequence[Row]) -> list[Name]:
-    """Input sizes of the dense models, merged patches, presets."""
-    found = []
+    """Input sizes of the dense models and of the best two looks, merged patches, presets."""
+    found, best = [], {point[::-1] for kind in TWICE for point in frontier(speeds(rows, kind, twice=True))}
     named = {(row["images_s"], row["accuracy"]) for row in compared if row["setting"] in PRESETS}
     for row in rows:
         at, kind = (row["images_s"], row["accuracy"]), row["precision"]
         if kind in (DENSE, DENSE_INT8):
             found.append(Name(at, f"{row['size_px']} px", LINES[kind][1]))
-        elif row["sure"] and at not in named:
-            to = f" to {row['again_px']}" if row.get("again_px", 0) > rows[0]["size_px"] else ""
-            found.append(Name(at, f"from {row['size_px']}{to} px", LINES[kind][1]))
+        elif row["sure"] and at in best - named:
+            found.append(Name(at, f"{row['size_px']}→{row['again_px']}", LINES[kind][1], 8.5))
         elif kind == MERGING:
             found.append(Name(at, row["rival"].rpartition(" ")[2], LINES[kind][1]))
     for row in compared:
@@ -145,7 +144,8 @@ def _finding(result: Row, batch_size: int) -> str:
 
 def _note(machine: Row, batch_size: int) -> str:
     versions = ", ".join(f"{name} {machine[name]}" for name in ("onnxruntime", "torch", "openvino") if name in machine)
-    return f"{machine['cpu']}, {machine['threads']} threads, batches of {batch_size}; {versions}"
+    looks = "98→126: at 98 px, the unsure at 126 px as well"
+    return f"{looks}. {machine['cpu']}, {machine['threads']} threads, batches of {batch_size}; {versions}"
 
 
 def _place(figure: Figure, axis: Axes, names: Sequence[Name]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from export.calibrate import MARGIN, TOLERATED_LOSS, dense_row
-from models.frontier import frontier
+from models.frontier import best_within, frontier
 from service.artifact import Manifest, Precision, PrecisionPoint
 
 RECIPES = {
@@ -25,6 +25,12 @@ LOWER: dict[Precision, str] = {
     "int8": "computes its large matrix products in int8 (weights 7 bits for each output channel, activations 8 bits in "
     "ranges observed on held-out training images, `int8.json`)",
     "float16": "computes in float16 throughout, for GPUs; measured on a CPU, which rounds after each operator",
+}
+GOALS = {  # method -> whose goals it has, and what it is
+    "joint": ("joint", "Best pair of size and threshold"),
+    "served_looks": ("joint", "Two looks as they are served"),
+    "served_chosen": ("joint", "The same, chosen on held-out images"),
+    "gates_alone": ("gates_alone", "Threshold alone, at the full size"),
 }
 PICTURES = {  # file of `models.analyse` -> what it shows
     "similarity.png": "How little a patch changes from a layer's input to its output",
@@ -68,7 +74,7 @@ def render(
         _table(frontier(rows), rows, manifest),
         f"At {full.size_px} px, every threshold:",
         _table([row for row in rows if row["size_px"] == full.size_px], rows, manifest),
-        *(_rivals(results, figures) if results else []),
+        *(_rivals(results, _served_looks(results, evaluation, manifest), figures) if results else []),
         *(_short_runs(results["short_runs"], figures) if results else []),
         *_pictures(figures),
         "## Presets",
@@ -187,33 +193,59 @@ def _lower(precision: Precision, points: Sequence[PrecisionPoint], full_px: int)
 
 def _parity(parity: dict[str, dict[str, Any]]) -> str:
     lines = [
-        "Torch's masked path against each graph in ONNX Runtime, over batch sizes and thresholds (`parity.json`):\n",
-        "| graph | rows | max logit difference | mean | same top-1 | identical masks |",
-        "|---|---|---|---|---|---|",
+        "Torch's masked path against each graph in ONNX Runtime, over batch sizes and thresholds (`parity.json`); ties "
+        "are masks that first differ where a score lies within rounding of its threshold:\n",
+        "| graph | rows | max logit difference | mean | same top-1 | identical masks | ties |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, figures in parity.items():
         lines.append(
             f"| `{name}` | {figures['rows']:,} | {figures['max_difference']:.1e} | {figures['mean_difference']:.1e} "
-            f"| {100 * figures['top1_agreement']:.2f} % | {100 * figures['identical_masks']:.2f} % |"
+            f"| {100 * figures['top1_agreement']:.2f} % | {100 * figures['identical_masks']:.2f} % "
+            f"| {100 * figures['ties']:.2f} % |"
         )
     return "\n".join(lines)
 
 
-def _rivals(results: dict[str, Any], figures: Collection[str]) -> list[str]:
+def _served_looks(results: dict[str, Any], evaluation: dict[str, Any], manifest: Manifest) -> list[dict[str, Any]]:
+    """Two looks at the sizes that are served, some perhaps unknown to `results`: two more methods of its kind."""
+    if not (tested := evaluation["second_looks"]):
+        return []
+    plain = {(row["size_px"], row["again_px"], row["sure"]): row for row in tested if row["threshold"] == 0}
+    held_out = [point.model_dump() | {"top1": point.accuracy} for point in manifest.second_looks]
+
+    def lost(row: dict[str, Any] | None) -> dict[str, Any] | None:
+        return row and row | {"lost_points": 100 * (results["dense"]["top1"] - row["top1"])}
+
+    best, picked = ([best_within(rows, share) for share in results["budgets"]] for rows in (tested, held_out))
+    found = [row and plain.get((row["size_px"], row["again_px"], row["sure"])) for row in picked]
+    what = f"two looks as they are served, up to {max(manifest.sizes_px)} px"
+    return [
+        {"name": "served_looks", "what": what, "reached": list(map(lost, best))},
+        {"name": "served_chosen", "what": "the same, chosen on held-out images", "reached": list(map(lost, found))},
+    ]
+
+
+def _rivals(results: dict[str, Any], served: list[dict[str, Any]], figures: Collection[str]) -> list[str]:
     """What this checkpoint and every rival lose within each budget, and which of the goals that meets."""
     budgets, dense = [100 * share for share in results["budgets"]], results["dense"]
-    reached = {method["name"]: method["reached"] for method in results["methods"]}
+    methods = [*results["methods"], *served]
+    reached = {method["name"]: method["reached"] for method in methods}
     lines = ["| points lost within | " + " | ".join(f"{share:.0f} % of MACs" for share in budgets) + " |"]
     lines += ["|" + "---|" * (len(budgets) + 1)]
-    for method in results["methods"]:
+    for method in methods:
         lines.append(f"| {method['what']} | " + " | ".join(map(_lost, method["reached"])) + " |")
     picture = ["![Accuracy against cost](figures/frontier.png)"] if "frontier.png" in figures else []
     facts = [
         f"- Dense: {100 * dense['top1']:.2f} % of {100 * results['goal_top1']:.1f} % wanted "
         f"({_verdict(dense['top1'] >= results['goal_top1'])}).",
-        *(f"- {_goals(name, goals, reached[name], budgets)}" for name, goals in results["goals_lost_points"].items()),
+        *(
+            f"- {what}, points lost of those allowed: {_goals(results['goals_lost_points'][goals], found, budgets)}."
+            for name, (goals, what) in GOALS.items()
+            if any(found := reached.get(name, []))
+        ),
         *(f"- {_lead(reached, name, budgets)}" for name in ("resize_mixed", "tuned_mixed", "two_step_tuned")),
-        f"- {_first_choice(results['methods'], budgets)}",
+        f"- {_first_choice(methods, budgets)}",
     ]
     return [
         "## Against its rivals",
@@ -232,14 +264,13 @@ def _lost(row: dict[str, Any] | None) -> str:
     return f"{row['lost_points']:.2f}{error} ({100 * row['macs_ratio']:.0f} %)"
 
 
-def _goals(name: str, goals: list[float], reached: list[dict[str, Any] | None], budgets: list[float]) -> str:
+def _goals(goals: list[float], reached: list[dict[str, Any] | None], budgets: list[float]) -> str:
     parts = []
     for goal, row, share in zip(goals, reached, budgets, strict=False):
         met = _verdict(row is not None and row["lost_points"] <= goal)
         lost = f"{row['lost_points']:.2f}" if row else "out of reach"
         parts.append(f"{lost} of {goal:g} at {share:.0f} % ({met})")
-    what = "Best pair of size and threshold" if name == "joint" else "Threshold alone, at the full size"
-    return f"{what}, points lost of those allowed: {', '.join(parts)}."
+    return ", ".join(parts)
 
 
 def _verdict(met: bool) -> str:

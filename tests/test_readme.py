@@ -194,7 +194,7 @@ def test_the_table_of_presets_and_two_looks_is_what_was_measured() -> None:
     macs = {look(row): row["macs_ratio"] for row in ways if row["threshold"] == 0}
     speedups = 3 * r" ([\d.]+) \|"
     shown = re.findall(
-        r"^\| (?:`(\w+)`: )?(\d+) px(?:, sure ([\d.]+))? \| (\d+) % \| ([\d.]+) % \|"
+        r"^\| (?:`(\w+)`: )?(\d+) px(?:, sure ([\d.]+)(?:, then (\d+) px)?)? \| (\d+) % \| ([\d.]+) % \|"
         + speedups
         + r" ([\d.]+) % \|"
         + speedups
@@ -202,11 +202,11 @@ def test_the_table_of_presets_and_two_looks_is_what_was_measured() -> None:
         README,
         re.M,
     )
-    assert len(shown) == 6
+    assert len(shown) == 8
     presets = {name: (preset["size_px"], preset["sure"]) for name, preset in manifest["presets"].items()}
     assert {name: (int(size), float(sure or 0)) for name, size, sure, *_ in shown if name} == presets
-    for _, size, sure, saved, *rest in shown:
-        point = int(size), float(sure or 0), 112 if sure else 0
+    for _, size, sure, again, saved, *rest in shown:
+        point = int(size), float(sure or 0), int(again or 112) if sure else 0
         assert float(saved) == pytest.approx(100 * (1 - macs[point]), abs=0.51)
         for precision, (accuracy, *ratios) in (("float32", rest[:4]), ("int8", rest[4:])):
             assert float(accuracy) == pytest.approx(100 * top1[precision, *point], abs=0.0051)

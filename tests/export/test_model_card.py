@@ -12,6 +12,7 @@ import pytest
 
 from export.__main__ import main
 from export.model_card import render
+from models.frontier import best_within
 from service.artifact import load_bundle
 
 TOP1 = 0.8765  # the toy dense rival's
@@ -56,10 +57,12 @@ RESULTS: dict[str, Any] = {
 }
 
 
-def card(bundle: Path, results: dict[str, Any] | None, figures: tuple[str, ...] = ()) -> str:
+def card(bundle: Path, results: dict[str, Any] | None, figures: tuple[str, ...] = (), *, looks: bool = False) -> str:
+    """The toy's card; its own two looks, random as they are, only if asked for."""
     training, evaluation, parity = (
         json.loads((bundle / f"{name}.json").read_text()) for name in ("train", "evaluation", "parity")
     )
+    evaluation["second_looks"] = evaluation["second_looks"] if looks else []
     return render(load_bundle(bundle).manifest, training, evaluation, parity, results, figures)
 
 
@@ -78,6 +81,24 @@ def test_the_rivals_table_and_its_verdicts_follow_from_the_results(tiny_bundle: 
     assert "Behind two dense models in two steps: -0.60 points at 80 %, -1.50 points at 40 %." in text
     assert "Least is lost, at every budget, by method two_step_tuned." in text
     assert "![" not in text
+
+
+def test_two_looks_as_they_are_served_stand_beside_the_rivals(tiny_bundle: Path) -> None:
+    text = card(tiny_bundle, RESULTS, looks=True)
+    looks, held_out = (
+        json.loads((tiny_bundle / f"{name}.json").read_text())["second_looks"] for name in ("evaluation", "calibration")
+    )
+
+    def cell(row: dict[str, Any] | None) -> str:
+        return f"{100 * (TOP1 - row['top1']):.2f} ({100 * row['macs_ratio']:.0f} %)" if row else "-"
+
+    cells = [cell(best_within(looks, share)) for share in RESULTS["budgets"]]
+    assert f"| two looks as they are served, up to 64 px | {' | '.join(cells)} |" in text
+    assert f"- Two looks as they are served, points lost of those allowed: {cells[0].split()[0]} of 0.5 at 80 %" in text
+    plain = [row for row in held_out if row["threshold"] == 0]
+    assert (picked := best_within(plain, 0.8))
+    (tested,) = (row for row in looks if all(row[k] == picked[k] for k in ("size_px", "threshold", "sure", "again_px")))
+    assert f"| the same, chosen on held-out images | {cell(tested)} |" in text
 
 
 def test_better_numbers_change_the_verdicts(tiny_bundle: Path) -> None:
