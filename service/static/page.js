@@ -143,7 +143,7 @@ function showMark() {
 function render() {
   const { shown, full, manifest } = state;
   view.showAnswer(shown, full);
-  view.showReceipt(shown);
+  view.showReceipt(shown, manifest.graphs[0].size_px);
   view.showTimes(null);
   view.showCurve(manifest, shown);
   showLayers();

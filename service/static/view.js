@@ -95,9 +95,10 @@ function bar(probability, className) {
   return make("td", {}, [make("div", {}, [drawn, probability === undefined ? "–" : percent(probability, 1)])]);
 }
 
-export function showReceipt({ macs: { used, dense, ratio }, skipped_patches: skipped, size_px: sizePx, threshold, first_look: first }) {
+export function showReceipt({ macs: { used, dense, ratio }, skipped_patches: skipped, size_px: sizePx, threshold, first_look: first }, fullPx) {
   const giga = (macs) => (macs / 1e9).toFixed(2);
-  const saved = ratio <= 1 ? `${percent(1 - ratio, 1)} saved` : `${percent(ratio - 1, 1)} more, for the ${first ? "first look" : "gates"}`;
+  const reason = first ? "first look" : sizePx > fullPx ? "larger input" : "gates";
+  const saved = ratio <= 1 ? `${percent(1 - ratio, 1)} saved` : `${percent(ratio - 1, 1)} more, for the ${reason}`;
   const before = first ? `; ${first.size_px} px came first: ${words(first.prediction.label)}, ${percent(first.prediction.probability)}` : "";
   say("here-title", `At ${threshold.toFixed(2)}, ${sizePx} px`);
   say("macs", percent(ratio, 1));

@@ -168,6 +168,9 @@ async def test_compute_sizes_and_presets_steer_too(page: Page, service: str) -> 
     await expect(page.get_by_role("button", name="economy")).to_have_attribute("aria-pressed", "false")
     await looks.select_option("0")
     await shows(page, answer(service, "fox", threshold=0, size=70))
+    await page.get_by_label("Input", exact=True).select_option("126")
+    await shows(page, answer(service, "fox", threshold=0, size=126))
+    await expect(page.locator("#macs-note")).to_contain_text("27.0 % more, for the larger input")
 
 
 async def test_a_second_look_is_shown_with_the_first_and_its_cost(page: Page, service: str) -> None:
