@@ -144,7 +144,7 @@ def _finding(result: Row, batch_size: int) -> str:
 
 def _note(machine: Row, batch_size: int) -> str:
     versions = ", ".join(f"{name} {machine[name]}" for name in ("onnxruntime", "torch", "openvino") if name in machine)
-    looks = "98→126: at 98 px, the unsure at 126 px as well"
+    looks = "a→b: all at a px, the unsure at b px as well"
     return f"{looks}. {machine['cpu']}, {machine['threads']} threads, batches of {batch_size}; {versions}"
 
 

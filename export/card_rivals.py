@@ -11,7 +11,8 @@ from service.artifact import Manifest
 METHOD_NOTES = (
     "Every method's points are picked on the test images, save where held-out ones are named. *Two steps*: the small "
     "input first and, where the answer's probability is below a cut, a larger one as well; both are counted. *Shared*: "
-    "some images go to one size, the rest to the next; linear in both."
+    "some images go to one size, the rest to the next; linear in both. *Two looks* are "
+    "two steps at the sizes and cuts that are served (`evaluation.json`)."
 )
 GOALS = {  # method -> whose goals it has, and what it is
     "joint": ("joint", "Best pair of size and threshold"),
@@ -33,7 +34,8 @@ def _served_looks(results: dict[str, Any], evaluation: dict[str, Any], manifest:
 
     best, picked = ([best_within(rows, share) for share in results["budgets"]] for rows in (tested, held_out))
     found = [row and plain.get((row["size_px"], row["again_px"], row["sure"])) for row in picked]
-    what = f"two looks as they are served, up to {max(manifest.sizes_px)} px"
+    known, largest = (max(point["size_px"] for point in results["runs"][0]["points"]), max(manifest.sizes_px))
+    what = f"two looks as they are served, up to {largest} px" + f" (all above: {known} px)" * (largest > known)
     return [
         {"name": "served_looks", "what": what, "reached": list(map(lost, best))},
         {"name": "served_chosen", "what": "the same, chosen on held-out images", "reached": list(map(lost, found))},
