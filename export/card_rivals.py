@@ -123,10 +123,16 @@ def _first_choice(methods: list[dict[str, Any]], budgets: list[float]) -> str:
     return f"Least is lost by {', '.join(where)}."
 
 
-def short_runs(short: dict[str, Any], figures: Collection[str]) -> list[str]:
-    """What was tried in brief, with the standard error that goes with so few images."""
-    error, start = short["standard_error_points"], short["start"]
-    training = short["runs"][0]["training"]
+def short_runs(groups: list[dict[str, Any]], figures: Collection[str]) -> list[str]:
+    """What was tried in brief, with the standard error that goes with so few images; a table for each start."""
+    parts = [part for short in groups for part in _short_runs(short)]
+    picture = ["![Short runs](figures/ablations.png)"] if "ablations.png" in figures else []
+    return ["## What was tried", *parts[:2], *picture, *parts[2:]]
+
+
+def _short_runs(short: dict[str, Any]) -> list[str]:
+    error, training = short["standard_error_points"], short["runs"][0]["training"]
+    start = f" ({100 * short['start']['points'][0]['top1']:.1f} %)" if "start" in short else ""
     shares = " | ".join(f"at {100 * share:.0f} % of MACs" for share in short["shares"])
     lines = [f"| run | no patch skipped | {shares} |", "|" + "---|" * (len(short["shares"]) + 2)]
     for run in short["runs"]:
@@ -134,12 +140,11 @@ def short_runs(short: dict[str, Any], figures: Collection[str]) -> list[str]:
         lines.append(
             f"| {run['what']} | " + " | ".join(f"{100 * top1:.1f} %" if top1 else "-" for top1 in cells) + " |"
         )
+    where = "on a CPU" if training["device"] == "cpu" else f"on {training['device']}"
     return [
-        "## What was tried",
-        f"Short runs, {training['epochs']} epochs each from one dense start "
-        f"({100 * start['points'][0]['top1']:.1f} %), judged on {short['images']:,} held-out training images. One "
+        f"Short runs at {short['size_px']} px, {training['epochs']} epochs of {training['training_images']:,} images "
+        f"each from one dense start{start}, {where}, judged on {short['images']:,} held-out training images. One "
         f"standard error is {error:.1f} points, so differences below {2 * error:.1f} say little. On the lines between "
         "measured points:",
         "\n".join(lines),
-        *(["![Short runs](figures/ablations.png)"] if "ablations.png" in figures else []),
     ]

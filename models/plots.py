@@ -58,8 +58,8 @@ def frontier(results: Row) -> Figure:
 
 
 def ablations(results: Row) -> Figure:
-    """Held-out accuracy against cost of the short runs, one change each."""
-    short, data = results["short_runs"], results["data"].split(" (")[0]
+    """Held-out accuracy against cost of the first short runs, one change each."""
+    short, data = results["short_runs"][0], results["data"].split(" (")[0]
     runs, dense = {run["name"]: run for run in short["runs"]}, short["runs"][0]["points"][0]["top1"]
     error, training = short["standard_error_points"], short["runs"][0]["training"]
     note = f"{short['images']:,} held-out training images of {data}; {training['epochs']} epochs from one dense start; "

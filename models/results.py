@@ -1,11 +1,13 @@
 """What was measured of one checkpoint and of its rivals, gathered into one `results.json` and two figures of it.
 
     python -m models.results --runs DIR --out FOLDER
+    python -m models.results --short-runs DIR/short --out FOLDER
 
 DIR is what `models/study.mk` makes: NAME/train.json of every run named below (short ones in short/NAME), NAME/test.json
 and NAME/test.npz (`models.evaluate --out` and `--predictions`) of RUNS, and the pair joint/heldout. Costs are shares of
 the dense rival's MACs at the full size. Points lost are against the dense rival on the same images, with their standard
 error. Every method's best point within a budget is picked on the test images, save where its description says held-out.
+The second form adds a folder of short runs, whichever were made, to the results that FOLDER has.
 """
 
 from __future__ import annotations
@@ -24,12 +26,12 @@ from numpy.typing import NDArray
 
 from models import figures, plots
 from models.frontier import best_within, frontier
+from models.short_runs import SHORT, read_summary, short_run, short_runs, training_of
 
 FILE, FIGURES = "results.json", "figures"
 BUDGETS = (0.80, 0.65, 0.50, 0.35)  # shares of the dense MACs
 GOALS = {"joint": (0.3, 0.7, 1.2, 3.0), "gates_alone": (0.3, 1.5)}  # points lost within the budgets, at most
 GOAL_TOP1 = 0.898  # of the dense model: the published method's ViT-B/16
-SHARES = (0.9, 0.8, 0.7, 0.6)  # of the dense MACs, where the short runs are compared
 CUTS = tuple(np.linspace(0, 1, 51).round(2).tolist())  # of the first answer's probability
 DENSE, SMALLER = "d112", ("d84", "d70", "d56")  # trained for one input size each, which is in the name
 RUNS = {
@@ -52,28 +54,6 @@ METHODS = {
     "tuned": "dense models, one trained for each input size",
     "tuned_mixed": "the same, images shared between two sizes",
     "two_step_tuned": "two dense models in two steps",
-}
-SHORT_START = DENSE
-SHORT = {
-    "dense": "no gates: the dense model, trained on for as long",
-    "context": "gate sees the patch, CLS and the mean patch",
-    "full": "the same, each step's images computed in full as well",
-    "cls": "gate sees the patch and CLS",
-    "normed": "gate sees the normalised patch alone",
-    "mlp": "gate sees the raw patch alone (the published gate)",
-    "kept_only": "as CLS and mean, kept patches attend to kept ones alone",
-    "skip_mlp": "as CLS and mean, the MLP alone is skipped (as in DyT)",
-    "every_second": "as CLS and mean, gates in every second layer",
-    "bypass": "as CLS and mean, idle patches get an update of rank 8 (as in DyT)",
-    "warm": "as CLS and mean, gates start from cosine labels",
-    "slimming": "as CLS and mean, gates start from what matters to the head (as Patch Slimming)",
-    "diversity": "as CLS and mean, with a loss on alike patches (2104.12753)",
-    "attention_scale": "as CLS and mean, with AttnScale (2203.05962)",
-    "feature_scale": "as CLS and mean, with FeatScale (2203.05962)",
-    "merged": "no gate: up to five patches a layer merge (ToMe), one checkpoint for all",
-    "repeated": "no gate: up to six layers attend as the one before (as SkipAt), one checkpoint for all",
-    "cls_attention": "no gate: keeps what CLS attends to most (as EViT, IdleViT)",
-    "random": "no gate: keeps random patches",
 }
 
 Row = dict[str, Any]
@@ -189,12 +169,12 @@ def gather(runs: Path, data: str) -> Row:
         "goals_lost_points": GOALS,
         "goal_top1": GOAL_TOP1,
         "methods": [{"name": name, "what": what, "reached": reached[name]} for name, what in METHODS.items()],
-        "short_runs": _short_runs(runs),
+        "short_runs": [short_runs(runs / "short") | {"start": short_run(read_summary(runs / DENSE), {"name": DENSE})}],
         "runs": [
             {
                 "name": name,
                 "what": what,
-                "training": _training(_read(runs / name / "train.json")),
+                "training": training_of(read_summary(runs / name)),
                 "points": points[name],
             }
             for name, what in RUNS.items()
@@ -203,13 +183,13 @@ def gather(runs: Path, data: str) -> Row:
     }
 
 
-def short_run(training: Row, named: Row) -> Row:
-    """A run's last validation, and its accuracy on the lines between those points at each of SHARES, None outside."""
-    points = sorted(training["history"][-1]["points"], key=lambda point: point["macs_ratio"])
-    cost, top1 = ([point[key] for point in points] for key in ("macs_ratio", "top1"))
-    at = [round(float(np.interp(share, cost, top1)), 4) if cost[0] <= share <= cost[-1] else None for share in SHARES]
-    rounded = [{key: round(value, 4) for key, value in point.items()} for point in points[::-1]]
-    return named | {"training": _training(training), "top1_at_shares": at, "points": rounded}
+def with_short_runs(results: Row, folder: Path) -> Row:
+    """The results with those short runs that `folder` has, in place of earlier ones from the same start and size."""
+    names = [name for name in SHORT if (folder / name / "train.json").exists()]
+    if not names:
+        raise ValueError(f"{folder} has no short run: {', '.join(SHORT)}")
+    new = short_runs(folder, names)
+    return results | {"short_runs": [old for old in results["short_runs"] if _setting(old) != _setting(new)] + [new]}
 
 
 def own_px(name: str) -> int:
@@ -232,24 +212,9 @@ def dumps(results: Row) -> str:
     return re.sub(r"[{\[][^{}\[\]]*[}\]]", lambda inner: " ".join(inner.group().split()), text) + "\n"
 
 
-def _short_runs(runs: Path) -> Row:
-    found = [
-        short_run(_read(runs / "short" / name / "train.json"), {"name": name, "what": what})
-        for name, what in SHORT.items()
-    ]
-    images, top1 = _read(runs / "joint" / "heldout.json")["images"], found[0]["points"][0]["top1"]
-    return {
-        "images": images,
-        "standard_error_points": round(100 * math.sqrt(top1 * (1 - top1) / images), 2),
-        "start": short_run(_read(runs / SHORT_START / "train.json"), {"name": SHORT_START}),
-        "shares": SHARES,
-        "runs": found,
-    }
-
-
-def _training(summary: Row) -> Row:
-    named = {"start": summary["init"], "teacher": summary.get("teacher"), "epochs": summary["config"]["epochs"]}
-    return named | {name: summary[name] for name in ("training_images", "wall_s", "device")}
+def _setting(short: Row) -> tuple[Any, ...]:
+    training = short["runs"][0]["training"]
+    return short["size_px"], training["start"], training["epochs"], training["training_images"]
 
 
 def _read(file: Path) -> Row:
@@ -259,12 +224,17 @@ def _read(file: Path) -> Row:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; 2 with one clear line for runs that are missing or don't fit."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, required=True, help="folder with the files of all runs")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--runs", type=Path, help="folder with the files of all runs")
+    source.add_argument("--short-runs", type=Path, help="folder of short runs, to add to what --out has")
     parser.add_argument("--data", help="what the results call the test images; default: as the evaluation does")
     parser.add_argument("--out", type=Path, required=True, help="the checkpoint's folder")
     options = parser.parse_args(argv)
     try:
-        results = gather(options.runs, options.data or _read(options.runs / DENSE / "test.json")["data"])
+        if options.short_runs:
+            results = with_short_runs(_read(options.out / FILE), options.short_runs)
+        else:
+            results = gather(options.runs, options.data or _read(options.runs / DENSE / "test.json")["data"])
     except (OSError, ValueError, KeyError) as error:
         print(f"models.results: {type(error).__name__}: {error}", file=sys.stderr)
         return 2

@@ -5,6 +5,11 @@
 #   make -f models/study.mk -j 5 DATA=DATA INIT=BACKBONE.safetensors
 #   make -f models/study.mk -j 5 DATA=DATA INIT=models/zoo/NAME START=models/zoo/NAME JOINT=models/recipes/sandwich.args
 #
+# The short runs alone, from a dense model of one's own and without a teacher; their rows are then added to a checkpoint's:
+#
+#   make -f models/study.mk short DATA=DATA RUNS=runs/few SHORT_START=BACKBONE.safetensors TAUGHT= TRAIN_OPTIONS=...
+#   python -m models.results --short-runs runs/few/short --out models/zoo/NAME
+#
 # A run's log is RUNS/NAME/log.txt. Not run in full: estimated at half an hour on an H100 with -j 5, at weeks on a CPU.
 # A dry run, every step on a folder of a few hundred images, takes a quarter of an hour on two cores:
 #
@@ -23,6 +28,9 @@ DENSE := models/recipes/dense.args
 SIZES ?= 126,112,98,84,70,56
 EPOCHS ?= 28
 SHORT_EPOCHS ?= 4
+# Where the short runs start, without gates; and who teaches all runs but the first.
+SHORT_START ?= $(RUNS)/d112
+TAUGHT ?= --teacher $(RUNS)/teacher --answers $(RUNS)/answers.pt
 # Options of every training, of the teacher's alone, and of every evaluation.
 TRAIN_OPTIONS ?=
 TEACHER_OPTIONS ?=
@@ -58,17 +66,17 @@ train = @mkdir -p $(@D); echo "training $(@D)"; $(PYTHON) -m models.train @$(1) 
   --out $(@D) > $(@D)/log.txt 2>&1
 evaluate = @echo "measuring $(@D)"; $(PYTHON) -m models.evaluate --checkpoint $(@D) --data $(DATA) --out $@ \
   --predictions $(@:.json=.npz) $(EVALUATE_OPTIONS) $(1) > $(@:.json=.txt) 2>&1
-taught := --teacher $(RUNS)/teacher --answers $(RUNS)/answers.pt
 
-.PHONY: results train
+.PHONY: results train short
 .DELETE_ON_ERROR:
 .SECONDARY:
 
 results: train
 	$(PYTHON) -m models.results --runs $(RUNS) --out $(RUNS)
 
-train: $(foreach name,joint teacher gates $(RIVALS),$(RUNS)/$(name)/test.json) $(RUNS)/joint/heldout.json \
-  $(foreach name,$(SHORT),$(RUNS)/short/$(name)/train.json)
+train: short $(foreach name,joint teacher gates $(RIVALS),$(RUNS)/$(name)/test.json) $(RUNS)/joint/heldout.json
+
+short: $(SHORT:%=$(RUNS)/short/%/train.json)
 
 $(RUNS)/teacher/train.json:
 	$(call train,models/recipes/teacher.args,--init $(INIT) $(TEACHER_OPTIONS))
@@ -78,28 +86,32 @@ $(RUNS)/answers.pt: $(RUNS)/teacher/train.json
 	  --image-size 112 --teacher $(RUNS)/teacher --out $(RUNS) --answers $@ --answers-only > $(RUNS)/answers.txt 2>&1
 
 $(RUNS)/joint/train.json: $(RUNS)/answers.pt
-	$(call train,$(JOINT),--init $(START) $(taught) --epochs $(EPOCHS))
+	$(call train,$(JOINT),--init $(START) $(TAUGHT) --epochs $(EPOCHS))
 
 $(RIVALS:%=$(RUNS)/%/train.json): $(RUNS)/d%/train.json: $(RUNS)/answers.pt
-	$(call train,$(DENSE),--init $(START) $(taught) --epochs $(EPOCHS) --image-size $*)
+	$(call train,$(DENSE),--init $(START) $(TAUGHT) --epochs $(EPOCHS) --image-size $*)
 
 # The published method on the dense rival: its backbone rests, gates learn cosine labels.
 $(RUNS)/gates/train.json: $(RUNS)/d112/train.json
-	$(call train,$(JOINT),$(labels) --gate mlp --cosine-threshold 0.9)
+	$(call train,$(JOINT),$(labels) --init $(RUNS)/d112 --gate mlp --cosine-threshold 0.9)
 
-$(RUNS)/short/labels/train.json: $(RUNS)/d112/train.json
-	$(call train,$(JOINT),$(labels))
+# What is at its place before all runs begin isn't made here.
+short_start := $(if $(filter $(RUNS)/%,$(SHORT_START)),$(SHORT_START)/train.json)
 
-$(RUNS)/short/impact/train.json: $(RUNS)/d112/train.json
-	$(call train,$(JOINT),$(labels) --impact-skip 0.3)
+$(RUNS)/short/labels/train.json: $(short_start)
+	$(call train,$(JOINT),$(short_labels))
 
-labels := --stage gates --init $(RUNS)/d112 --sizes-px= --epochs $(SHORT_EPOCHS) --learning-rate 1e-3
+$(RUNS)/short/impact/train.json: $(short_start)
+	$(call train,$(JOINT),$(short_labels) --impact-skip 0.3)
 
-$(WITHOUT_GATES:%=$(RUNS)/short/%/train.json): $(RUNS)/short/%/train.json: $(RUNS)/d112/train.json
-	$(call train,$(DENSE),--init $(RUNS)/d112 $(taught) --epochs $(SHORT_EPOCHS) $(options_$*))
+labels := --stage gates --sizes-px= --epochs $(SHORT_EPOCHS) --learning-rate 1e-3
+short_labels := $(labels) --init $(SHORT_START)
 
-$(RUNS)/short/%/train.json: $(RUNS)/d112/train.json
-	$(call train,$(JOINT),--init $(RUNS)/d112 $(taught) --sizes-px= --full-share 0 --epochs $(SHORT_EPOCHS) $(options_$*))
+$(WITHOUT_GATES:%=$(RUNS)/short/%/train.json): $(RUNS)/short/%/train.json: $(short_start)
+	$(call train,$(DENSE),--init $(SHORT_START) $(TAUGHT) --epochs $(SHORT_EPOCHS) $(options_$*))
+
+$(RUNS)/short/%/train.json: $(short_start)
+	$(call train,$(JOINT),--init $(SHORT_START) $(TAUGHT) --sizes-px= --full-share 0 --epochs $(SHORT_EPOCHS) $(options_$*))
 
 $(RUNS)/short/warm/train.json: $(RUNS)/short/labels/train.json
 

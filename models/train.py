@@ -174,6 +174,7 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if machine.device == "cuda" else "cpu",
         "precision": str(machine.dtype),
         "training_images": len(training),
+        "heldout_images": len(heldout),
         "wall_s": round(time.monotonic() - started, 1),  # of this call: a resumed run took longer in all
         "history": run.progress.history,
     }

@@ -28,7 +28,7 @@ def method(name: str, *reached: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def run(name: str, top1: float, *at: float | None) -> dict[str, Any]:
-    training = {"epochs": 3, "start": "s", "teacher": None}
+    training = {"epochs": 3, "start": "s", "teacher": None, "training_images": 90, "device": "cpu"}
     return {"name": name, "what": f"run {name}", "training": training, "points": [{"top1": top1}], "top1_at_shares": at}
 
 
@@ -46,13 +46,23 @@ RESULTS: dict[str, Any] = {
         method("tuned_mixed", point(0.8, 1.0, None), point(0.4, 3.0, None)),
         method("two_step_tuned", point(0.8, -0.1), point(0.4, 1.0)),
     ],
-    "short_runs": {
-        "images": 50,
-        "standard_error_points": 0.6,
-        "start": run("s", 0.8),
-        "shares": [0.9, 0.7],
-        "runs": [run("a", 0.9, 0.88, 0.81), run("b", 0.89, 0.85, None)],
-    },
+    "short_runs": [
+        {
+            "images": 50,
+            "size_px": 64,
+            "standard_error_points": 0.6,
+            "start": run("s", 0.8),
+            "shares": [0.9, 0.7],
+            "runs": [run("a", 0.9, 0.88, 0.81), run("b", 0.89, 0.85, None)],
+        },
+        {
+            "images": 40,
+            "size_px": 48,
+            "standard_error_points": 0.8,
+            "shares": [0.9, 0.7],
+            "runs": [run("c", 0.8, 0.78, 0.7)],
+        },
+    ],
     "runs": [{"name": "joint", "points": [{"size_px": 64, "threshold": 0.0, "macs_ratio": 1.0, "top1": TOP1}]}],
 }
 
@@ -114,8 +124,10 @@ def test_better_numbers_change_the_verdicts(tiny_bundle: Path) -> None:
 
 def test_short_runs_are_shown_with_their_standard_error(tiny_bundle: Path) -> None:
     text = card(tiny_bundle, RESULTS, ("ablations.png",))
-    assert "3 epochs each from one dense start (80.0 %), judged on 50 held-out training images." in text
+    assert "at 64 px, 3 epochs of 90 images each from one dense start (80.0 %), on a CPU, judged on 50 held-out" in text
     assert "One standard error is 0.6 points, so differences below 1.2 say little." in text
+    assert "at 48 px, 3 epochs of 90 images each from one dense start, on a CPU, judged on 40 held-out" in text
+    assert text.index("(figures/ablations.png)") < text.index("| run c | 80.0 % | 78.0 % | 70.0 % |")
     assert "| run | no patch skipped | at 90 % of MACs | at 70 % of MACs |" in text
     assert "| run a | 90.0 % | 88.0 % | 81.0 % |" in text
     assert "| run b | 89.0 % | 85.0 % | - |" in text

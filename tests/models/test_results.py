@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from models import results
-from models.results import Answers, between, chosen, dumps, load_answers, short_run, two_steps, two_steps_of_one
+from models.results import Answers, between, chosen, dumps, load_answers, two_steps, two_steps_of_one
+from models.short_runs import SHORT, short_run
 
 ROOT = Path(__file__).parent.parent.parent
 IMAGES = 8
@@ -85,7 +86,8 @@ def test_a_setting_chosen_on_held_out_images_shows_its_test_figures() -> None:
 def summary(*points: tuple[float, float, float]) -> dict[str, Any]:
     names = ("threshold", "macs_ratio", "top1")
     last = {"points": [{"size_px": 112} | dict(zip(names, point, strict=True)) for point in points]}
-    shared = {"init": "d112", "teacher": None, "training_images": 9, "wall_s": 1.0, "device": "cpu"}
+    images = {"training_images": 9, "heldout_images": IMAGES}
+    shared = images | {"init": "d112", "teacher": None, "wall_s": 1.0, "device": "cpu"}
     return shared | {"config": {"epochs": 4}, "history": [{"points": []}, last]}
 
 
@@ -118,7 +120,7 @@ def write_runs(folder: Path) -> Path:
             f"{name}/test", sizes.get(name, [int(name[1:])] if name[1:].isdigit() else []), thresholds.get(name, (0.0,))
         )
     write("joint/heldout", [112, 98, 84, 70, 56], (0.0, 0.5))
-    for name in (*results.RUNS, *(f"short/{name}" for name in results.SHORT)):
+    for name in (*results.RUNS, *(f"short/{name}" for name in SHORT)):
         (folder / name).mkdir(parents=True, exist_ok=True)
         (folder / name / "train.json").write_text(json.dumps(summary((0.0, 1.0, 0.9), (0.6, 0.5, 0.7))))
     return folder
@@ -148,11 +150,34 @@ def test_the_command_gathers_everything_and_draws_it(tmp_path: Path) -> None:
     reached = {method["name"]: method["reached"] for method in found["methods"]}
     assert all(row is None or row["size_px"] == 112 for row in reached["gates_alone"])
     assert all(row is None or row["threshold"] == 0 for row in reached["resize_alone"])
-    assert {run["training"]["start"] for run in found["short_runs"]["runs"]} == {results.SHORT_START}
-    assert found["short_runs"]["standard_error_points"] == pytest.approx(100 * (0.9 * 0.1 / IMAGES) ** 0.5, abs=0.01)
+    (short,) = found["short_runs"]
+    assert {run["training"]["start"] for run in short["runs"]} == {short["start"]["name"]} == {results.DENSE}
+    assert short["standard_error_points"] == pytest.approx(100 * (0.9 * 0.1 / IMAGES) ** 0.5, abs=0.01)
     for name in ("frontier", "ablations"):
         assert (out / "figures" / f"{name}.png").stat().st_size > 10_000
     assert str(tmp_path) not in (out / "results.json").read_text()
+
+
+def test_short_runs_of_another_start_are_added_and_take_the_place_of_earlier_ones(tmp_path: Path) -> None:
+    runs, out = write_runs(tmp_path / "runs"), tmp_path / "out"
+    assert results.main(["--runs", str(runs), "--out", str(out)]) == 0
+    more = tmp_path / "more"
+    for top1 in (0.5, 0.6):
+        for name in ("dense", "bypass"):
+            found = summary((0.0, 1.0, top1), (0.6, 0.5, 0.4)) | {"init": "other"}
+            (more / name).mkdir(parents=True, exist_ok=True)
+            (more / name / "train.json").write_text(json.dumps(found))
+        assert results.main(["--short-runs", str(more), "--out", str(out)]) == 0
+        groups = json.loads((out / "results.json").read_text())["short_runs"]
+        assert [len(group["runs"]) for group in groups] == [len(SHORT), 2]
+        assert [run["name"] for run in groups[1]["runs"]] == ["dense", "bypass"]
+        assert groups[1]["runs"][0]["points"][0]["top1"] == top1
+
+
+def test_a_folder_without_short_runs_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "results.json").write_text('{"short_runs": []}')
+    assert results.main(["--short-runs", str(tmp_path / "none"), "--out", str(tmp_path)]) == 2
+    assert "none has no short run: dense, context" in capsys.readouterr().err
 
 
 def test_the_study_makes_every_file_that_results_are_gathered_from(tmp_path: Path) -> None:
@@ -163,10 +188,10 @@ def test_the_study_makes_every_file_that_results_are_gathered_from(tmp_path: Pat
         assert f"--out {tmp_path / name / 'test.json'} " in made, name
         assert f"--predictions {tmp_path / name / 'test.npz'} " in made, name
     assert f"--predictions {tmp_path / 'joint' / 'heldout.npz'} " in made
-    for name in results.SHORT:
+    for name in SHORT:
         assert f"--out {tmp_path / 'short' / name} >" in made, name
     trained = [line for line in made.splitlines() if line.startswith("mkdir")]
-    assert len(trained) == len(results.RUNS) + len(results.SHORT) + 2  # the gates that two of them start from
+    assert len(trained) == len(results.RUNS) + len(SHORT) + 2  # the gates that two of them start from
     assert len({line.partition(" --init ")[2] for line in trained}) == len(trained)  # no two are the same run
 
 
