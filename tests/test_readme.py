@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from service.artifact import load_bundle
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 SERVING = (ROOT / "docs" / "serving.md").read_text()
@@ -124,7 +126,7 @@ def test_the_training_line_runs_as_written(toy_images: Path, tmp_path: Path) -> 
     from safetensors.torch import save_file
 
     save_file(timm.create_model("test_vit", img_size=160).state_dict(), tmp_path / "backbone.safetensors")
-    toys = {"DATA": str(toy_images), "MODEL": "test_vit", "BACKBONE": "backbone.safetensors", "SIZES": "112,64"}
+    toys = {"DATA": str(toy_images), "MODEL": "test_vit", "BACKBONE": "backbone.safetensors", "SIZES": "112,128"}
     environment = os.environ | toys | {"PYTHONPATH": str(ROOT)}
     line = [command for command in PYTHON if "$DATA" in command]
     assert len(line) >= 5
@@ -134,7 +136,10 @@ def test_the_training_line_runs_as_written(toy_images: Path, tmp_path: Path) -> 
             ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, (command, done.stdout, done.stderr)
-    assert (tmp_path / "models" / "zoo" / "my-model" / "manifest.json").exists()
+    bundle = load_bundle(tmp_path / "models" / "zoo" / "my-model")
+    assert bundle.manifest.sizes_px == (112, 128)  # a size above the model's own is served, and isn't the full one
+    assert (bundle.manifest.full.file, bundle.manifest.graph(128).file) == ("model.onnx", "model-128.onnx")
+    assert json.loads((bundle.path / "parity.json").read_text())["anysize.onnx, 128 px"]["holds"]
 
 
 @pytest.mark.parametrize("command", [command for command in PYTHON if "$DATA" not in command])

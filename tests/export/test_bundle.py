@@ -19,7 +19,7 @@ from models import checkpoint
 from models.frontier import frontier
 from models.macs import shape_of
 from service.artifact import Bundle, load_bundle
-from tests.conftest import GATED, SIZE_PX
+from tests.conftest import GATED
 
 Capture = pytest.CaptureFixture[str]
 
@@ -205,38 +205,19 @@ def test_a_missing_piece_is_named_with_the_command_that_makes_it(
     assert not (tmp_path / "zoo" / "x").exists()
 
 
-def with_calibration(toy_checkpoint: Path, folder: Path, *sizes_px: int) -> Path:
-    """The toy checkpoint as if it had been calibrated at these sizes."""
-    shutil.copytree(toy_checkpoint, folder)
-    calibration = json.loads((folder / "calibration.json").read_text())
-    own = [row for row in calibration["rows"] if row["size_px"] == SIZE_PX]
-    calibration["rows"] = [row | {"size_px": size_px} for size_px in sizes_px for row in own]
-    calibration["second_looks"] = [row for row in calibration["second_looks"] if row["size_px"] in sizes_px]
-    (folder / "calibration.json").write_text(json.dumps(calibration))
-    return folder
-
-
 def test_a_calibration_that_doesnt_fit_the_model_is_refused_before_the_long_work(
     toy_checkpoint: Path, toy_images: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    folder = with_calibration(toy_checkpoint, tmp_path / "checkpoint", 32)
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(toy_checkpoint, folder)
+    calibration = json.loads((folder / "calibration.json").read_text())
+    for name in ("rows", "second_looks"):
+        calibration[name] = [row for row in calibration[name] if row["size_px"] == 32]
+    (folder / "calibration.json").write_text(json.dumps(calibration))
     arguments = ["--checkpoint", str(folder), "--out", str(tmp_path / "x"), "--images", str(toy_images)]
     assert main([*arguments, "--origin", "somewhere"]) in (1, 2)
     assert "no row for threshold 0 at the full size, 64 px" in capsys.readouterr().err.strip().splitlines()[-1]
     assert not (tmp_path / "x").exists()
-
-
-def test_a_size_above_the_models_own_is_served_and_isnt_the_full_one(
-    toy_checkpoint: Path, toy_images: Path, tmp_path: Path
-) -> None:
-    folder = with_calibration(toy_checkpoint, tmp_path / "checkpoint", 96, SIZE_PX)
-    arguments = ["--checkpoint", str(folder), "--out", str(tmp_path / "x"), "--images", str(toy_images)]
-    assert main([*arguments, "--origin", "somewhere"]) == 0
-    bundle = load_bundle(tmp_path / "x")
-    assert bundle.manifest.sizes_px == (64, 96)
-    assert (bundle.manifest.full.file, bundle.manifest.graph(96).file) == ("model.onnx", "model-96.onnx")
-    parity = json.loads((tmp_path / "x" / "parity.json").read_text())
-    assert parity["anysize.onnx, 96 px"]["holds"]
 
 
 def test_a_model_without_gates_and_one_of_another_family_are_refused(
