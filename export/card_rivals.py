@@ -140,10 +140,11 @@ def _short_runs(short: dict[str, Any]) -> list[str]:
         lines.append(
             f"| {run['what']} | " + " | ".join(f"{100 * top1:.1f} %" if top1 else "-" for top1 in cells) + " |"
         )
+    epochs = f"{training['epochs']} epoch{'s' * (training['epochs'] != 1)}"
     where = "on a CPU" if training["device"] == "cpu" else f"on {training['device']}"
     return [
-        f"Short runs at {short['size_px']} px, {training['epochs']} epochs of {training['training_images']:,} images "
-        f"each from one dense start{start}, {where}, judged on {short['images']:,} held-out training images. One "
+        f"Short runs at {short['size_px']} px, {epochs} of {training['training_images']:,} images each "
+        f"from one dense start{start}, {where}, judged on {short['images']:,} held-out training images. One "
         f"standard error is {error:.1f} points, so differences below {2 * error:.1f} say little. On the lines between "
         "measured points:",
         "\n".join(lines),

@@ -7,10 +7,12 @@
 #
 # The short runs alone, from a dense model of one's own and without a teacher; their rows are then added to a checkpoint's:
 #
-#   make -f models/study.mk short DATA=DATA RUNS=runs/few SHORT_START=BACKBONE.safetensors TAUGHT= TRAIN_OPTIONS=...
+#   make -f models/study.mk short DATA=DATA RUNS=runs/few SHORT_START=BACKBONE.safetensors TAUGHT= SHORT_EPOCHS=1 \
+#     TRAIN_OPTIONS="--image-size 70 --max-images 9500 --batch-size 64 --learning-rate 1e-4 --gate-learning-rate 3e-3 \
+#     --drop-path 0 --gate-noise 0.3"
 #   python -m models.results --short-runs runs/few/short --out models/zoo/NAME
 #
-# A run's log is RUNS/NAME/log.txt. Not run in full: estimated at half an hour on an H100 with -j 5, at weeks on a CPU.
+# Six minutes each on two cores; SHORT="context dense" makes those alone. A run's log is RUNS/NAME/log.txt. Not run in full: estimated at half an hour on an H100 with -j 5, at weeks on a CPU.
 # A dry run, every step on a folder of a few hundred images, takes a quarter of an hour on two cores:
 #
 #   make -f models/study.mk -j 2 DATA=FEW RUNS=runs/dry EPOCHS=1 SHORT_EPOCHS=1 TEACHER_OPTIONS="--epochs 1" \
