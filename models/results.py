@@ -184,12 +184,12 @@ def gather(runs: Path, data: str) -> Row:
 
 
 def with_short_runs(results: Row, folder: Path) -> Row:
-    """The results with those short runs that `folder` has, in place of earlier ones from the same start and size."""
+    """The results with those short runs that `folder` has, in place of what was added from the same start."""
     names = [name for name in SHORT if (folder / name / "train.json").exists()]
     if not names:
         raise ValueError(f"{folder} has no short run: {', '.join(SHORT)}")
-    new = short_runs(folder, names)
-    return results | {"short_runs": [old for old in results["short_runs"] if _setting(old) != _setting(new)] + [new]}
+    new, (own, *added) = short_runs(folder, names), results["short_runs"]
+    return results | {"short_runs": [own, *(old for old in added if _setting(old) != _setting(new)), new]}
 
 
 def own_px(name: str) -> int:
@@ -240,8 +240,9 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     (options.out / FIGURES).mkdir(parents=True, exist_ok=True)
     (options.out / FILE).write_text(dumps(results))
-    for name, draw in (("frontier", plots.frontier), ("ablations", plots.ablations)):
-        figures.save(draw(results), options.out / FIGURES / f"{name}.png")
+    if options.runs:  # what is added is in no picture
+        for name, draw in (("frontier", plots.frontier), ("ablations", plots.ablations)):
+            figures.save(draw(results), options.out / FIGURES / f"{name}.png")
     print(options.out / FILE)
     return 0
 
