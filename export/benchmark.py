@@ -2,9 +2,9 @@
 
     python -m export.benchmark --bundle models/zoo/cifar100-vits14
 
-Who the rivals are, `export.rivals` says. Runs are interleaved (dense in ONNX Runtime first, then each rival, round
-after round) on real images, all with the same threads, and compared by their medians in the one run (two looks, which
-take more time for some images, by their means). For each batch size and rival: top-1 on the test images, as the
+Who the rivals are, `export.rivals` says. Runs are interleaved (every rival once a round, each round in an order of its
+own) on real images, all with the same threads, and compared by their medians in the one run (two looks, which take more
+time for some images, by their means). For each batch size and rival: top-1 on the test images, as the
 bundle's files have it, MACs against dense, images a second, the speed-up against dense, the ideal one (dense MACs / its
 MACs), how much of it was realised, and its GFLOP/s against the best product of the model's shapes. Below: how fast
 token merging and lower resolution are where they are as accurate as the presets, and as two looks. Some fifteen
@@ -111,14 +111,19 @@ def _point(text: str) -> Choice:
 def measure(
     rivals: Sequence[Rival], images: Mapping[int, Pixels], batch_size: int, seconds: float
 ) -> dict[Rival, Times]:
-    """Time every rival on batches of the images of its size for about `seconds`, all interleaved in rounds."""
+    """Time every rival on batches of the images of its size for about `seconds`, all in each round.
+
+    Each round has its own order, so that none always runs after the same one and finds what that leaves behind.
+    """
     times = {rival: Times([], []) for rival in rivals}
+    orders = np.random.default_rng(0)
     count = len(images[rivals[0].size_px])
     for rival in tqdm(rivals, desc=f"batches of {batch_size}, first runs", leave=False):
         rival.answer(images, np.arange(batch_size) % count)
     end = time.perf_counter() + seconds * len(rivals)
     for turn in range(10_000):
-        for rival in tqdm(rivals, desc=f"batches of {batch_size}, round {turn + 1}", leave=False):
+        order = [rivals[i] for i in orders.permutation(len(rivals))]
+        for rival in tqdm(order, desc=f"batches of {batch_size}, round {turn + 1}", leave=False):
             rows = np.arange(turn * batch_size, (turn + 1) * batch_size) % count
             for _ in range(2):  # the second one counts: caches are then as they would be under load
                 start = time.perf_counter()

@@ -28,7 +28,7 @@ def impacts(blocks: Sequence[Block], hidden: Sequence[Tensor], prefix: int) -> T
 
     Args:
         blocks: L layers.
-        hidden: L + 1 dense states (B, N, C): each layer's input, then the last output.
+        hidden: L + 1 dense states (B, N, C) float32: each layer's input, then the last output.
         prefix: how many tokens are no patches; at least 1.
 
     Returns:
@@ -40,7 +40,8 @@ def impacts(blocks: Sequence[Block], hidden: Sequence[Tensor], prefix: int) -> T
     for block, before, after in zip(reversed(blocks), reversed(hidden[:-1]), reversed(hidden[1:]), strict=True):
         change = (after - before).norm(dim=-1) / before.norm(dim=-1).clamp_min(1e-6)  # (B, N)
         found.append((reach[:, 0] * change)[:, prefix:])
-        reach = (reach + reach @ attention_weights(block.attn, block.norm1(before))) / 2
+        normed = block.norm1(before.to(block.norm1.weight.dtype))  # which may be half, where training computes in that
+        reach = (reach + reach @ attention_weights(block.attn, normed).to(reach.dtype)) / 2
     return torch.stack(found[::-1])
 
 

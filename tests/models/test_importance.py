@@ -39,6 +39,16 @@ def test_patches_matter_less_and_less_until_nobody_reads_them() -> None:
     assert (impact[:-1] > 0).all()
 
 
+def test_a_model_that_computes_in_half_precision_finds_the_same_impacts() -> None:
+    model = random_vit()
+    with torch.inference_mode():
+        hidden = model.trajectory(random_images(model, 3)).hidden
+        full = impacts(model.vit.blocks, hidden, model.vit.num_prefix_tokens)
+        half = impacts(model.bfloat16().vit.blocks, hidden, model.vit.num_prefix_tokens)
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, full, rtol=0.05, atol=1e-4)
+
+
 def test_a_layer_that_changes_nothing_and_a_patch_that_nobody_attends_to_have_no_impact() -> None:
     model = random_vit()
     with torch.inference_mode():
