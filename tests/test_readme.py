@@ -293,7 +293,7 @@ def test_the_table_with_vnni_is_what_was_measured() -> None:
     timed = {
         (row["precision"], row["size_px"], row["sure"], row["batch_size"]): row
         for row in bench["rows"]
-        if row["threshold"] == 0
+        if row["threshold"] == 0 and row["again_px"] in (0, 112)  # where presets look again
     }
     shown = re.findall(r"^\| `(\w+)` \|" + 6 * r" ([\d.]+) \|" + "$", README, re.M)
     assert [name for name, *_ in shown] == ["full", "balanced", "economy"]
