@@ -72,7 +72,7 @@ def test_the_graph_says_what_each_sizes_own_graph_says(tiny_bundle: Path) -> Non
         images = rng.integers(0, 256, (5, size_px, size_px, 3), np.uint8)
         (one, kept), (other, same) = (run(tiny_bundle / file, images, threshold) for file in (ANY_SIZE, name))
         assert np.array_equal(kept, same)
-        np.testing.assert_allclose(one, other, atol=1e-5)
+        np.testing.assert_allclose(one, other, atol=1e-4)
 
 
 def test_the_graph_without_gates_is_the_other_at_threshold_0(tiny_bundle: Path) -> None:
@@ -81,7 +81,7 @@ def test_the_graph_without_gates_is_the_other_at_threshold_0(tiny_bundle: Path) 
         images = rng.integers(0, 256, (3, size_px, size_px, 3), np.uint8)
         (one, kept), (other, same) = (run(tiny_bundle / file, images, threshold) for file in (ANY_SIZE, ANY_SIZE_DENSE))
         assert np.array_equal(kept, same)
-        np.testing.assert_allclose(one, other, atol=1e-5)
+        np.testing.assert_allclose(one, other, atol=1e-4)
     model = onnx.load(tiny_bundle / ANY_SIZE_DENSE, load_external_data=False)
     assert not {"NonZero", "ScatterND", "Sigmoid"} & {node.op_type for node in model.graph.node}
 
@@ -100,4 +100,4 @@ def test_a_model_of_one_size_is_served_by_a_graph_of_that_size(tiny_bundle: Path
         logits, kept = run(tmp_path / file, images, threshold)
         expected = run(tiny_bundle / "model.onnx", images, threshold)
         assert (kept == expected[1]).mean() > 0.98
-        np.testing.assert_allclose(logits, expected[0], atol=1e-5 if file == ANY_SIZE else 0.05)
+        np.testing.assert_allclose(logits, expected[0], atol=1e-4 if file == ANY_SIZE else 0.05)
