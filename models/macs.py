@@ -1,9 +1,10 @@
 """PURE: multiply-accumulates (MACs) of a pruned ViT in closed form, everything counted. 1 MAC = 2 FLOPs.
 
 Counted: patch embedding, gates, bypasses, every projection, both attention products, MLPs, head, K/V of idle patches.
-Not counted, as everywhere in the field: norms, activations, softmax, biases, residual sums, gather and scatter. Nor are
-the attention products of idle places' queries, which the sparse path computes and drops: 2 * tokens * width each, 3 %
-of a kept token's cost in a ViT-S with 65 tokens.
+Not counted, as everywhere in the field: norms, activations, softmax, biases, residual sums, gather and scatter. Nor is
+what a graph computes for idle places and drops, because leaving it out takes longer: the attention products of their
+queries, 2 * tokens * width each, and in `full_context` on a CPU the queries themselves, width**2 each; 3 and 8 % of a
+kept token's cost in a ViT-S with 65 tokens.
 """
 
 from __future__ import annotations

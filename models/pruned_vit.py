@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, NamedTuple
 
 import timm
@@ -113,7 +114,7 @@ class PrunedViT(nn.Module):
         """
         if execution == "sparse" and self.config.scaled:
             raise UnsupportedModel(f"a model with scaled {' and '.join(self.config.scaled)} has no sparse path")
-        run = self.masked_block if execution == "masked" else sparse_block
+        run = self.masked_block if execution == "masked" else partial(sparse_block, attend=attend)
         prefix = self.vit.num_prefix_tokens
         x = self.embed(images)
         everything = torch.ones_like(x[:, prefix:, 0])  # (B, P)
@@ -170,13 +171,19 @@ def masked_block(
 
 
 def sparse_block(
-    block: Block, x: Tensor, normed: Tensor, keep: Tensor, config: PrunedViTConfig, update: Tensor | None = None
+    block: Block,
+    x: Tensor,
+    normed: Tensor,
+    keep: Tensor,
+    config: PrunedViTConfig,
+    update: Tensor | None = None,
+    attend: Attend | None = None,
 ) -> Tensor:
     """One layer on kept tokens only; evaluation mode. Idle tokens still give keys and values in `full_context`.
 
     x, normed (B, N, C) float, keep (B, N) bool -> (B, N, C). Kept tokens are packed without padding: every projection
     and MLP runs on exactly M rows, all that are kept in the batch. `update` (B, N, C) is what idle tokens get in the
-    layer's place.
+    layer's place. In `full_context` `attend` may give all tokens' attention: faster than leaving out idle queries.
     """
     B, N, C = x.shape
     kept = kept_rows(keep)  # (M,)
@@ -185,7 +192,11 @@ def sparse_block(
         rows = tokens.index_select(0, kept)  # (M, C)
     else:
         tokens = x.reshape(B * N, C)
-        rows = tokens.index_select(0, kept) + _attend(block, normed, keep, kept, config.attention)
+        if attend is None or config.attention != "full_context":
+            mixed = _kept_attention(block.attn, normed, keep, kept, config.attention)
+        else:
+            mixed = attend(block.attn, normed).flatten(0, 1).index_select(0, kept)
+        rows = tokens.index_select(0, kept) + _scaled(block.ls1, block.attn.proj, block.attn.norm(mixed))
     rows = rows + _feed_forward(block, block.norm2(rows))
     tokens = tokens if update is None else tokens + update.flatten(0, 1)
     return tokens.index_put((kept,), rows).reshape(B, N, C)
@@ -217,13 +228,13 @@ def _project(attn: Attention, part: int, x: Tensor) -> Tensor:
     return F.linear(x, attn.qkv.weight[rows], None if attn.qkv.bias is None else attn.qkv.bias[rows])
 
 
-def _attend(block: Block, normed: Tensor, keep: Tensor, kept: Tensor, attention: AttentionMode) -> Tensor:
-    """Attention of kept queries, images apart: normed (B, N, C), kept (M,) of keep (B, N) -> projected output (M, C).
+def _kept_attention(attn: Attention, normed: Tensor, keep: Tensor, kept: Tensor, attention: AttentionMode) -> Tensor:
+    """What kept tokens attend to: normed (B, N, C), kept (M,) of keep (B, N) -> (M, C), before norm and projection.
 
     Projections run on kept rows. The products within attention run on all N places of an image, so that no image's
     arithmetic depends on its neighbours: an idle place holds anything finite, and what comes of it is dropped.
     """
-    attn, every = block.attn, normed.flatten(0, 1)
+    every = normed.flatten(0, 1)
     rows = every.index_select(0, kept)  # (M, C)
 
     def everywhere(projected: Tensor) -> Tensor:
@@ -236,8 +247,7 @@ def _attend(block: Block, normed: Tensor, keep: Tensor, kept: Tensor, attention:
     else:
         key, value = everywhere(_project(attn, 1, rows)), everywhere(_project(attn, 2, rows))
         mask = keep[:, None, None, :]
-    mixed = _mix(attn, query, key, value, keep.shape[0], mask).index_select(0, kept)  # (M, C)
-    return _scaled(block.ls1, attn.proj, attn.norm(mixed))
+    return _mix(attn, query, key, value, keep.shape[0], mask).index_select(0, kept)
 
 
 def _mix(attn: Attention, query: Tensor, key: Tensor, value: Tensor, B: int, mask: Tensor | None = None) -> Tensor:

@@ -50,14 +50,15 @@ def choose_execution(
     """Settle what was left open, and refuse what can't be.
 
     One instance with all threads, rather than one for each core: that would answer a tenth more in batches, but hold
-    the weights once a core and take 1.4 times as long for a single image.
+    the weights once a core and take 1.6 times as long for a single image.
 
     Args:
         provider: `auto` takes CUDA where it is available, but the CPU for int8; the CPU otherwise. Never TensorRT,
             which builds its engines for minutes at every start.
         precision: of the large matrix products. `auto` takes int8 on the CPU: half as many images again in batches,
-            as accurate on the test images; float32 on a GPU, and where there is no int8. TensorRT takes float16: the
-            float32 graph has operators of ONNX Runtime's own, which would cut its engine into pieces.
+            with VNNI twice as many, as accurate on the test images; float32 on a GPU, and where there is no int8.
+            TensorRT takes float16: the float32 graph has operators of ONNX Runtime's own, which would cut its engine
+            into pieces.
         threads: at least 1.
         max_batch_size: rows of the largest batch.
         available: execution providers that can run here.

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
+from torch import nn
 
 from models import checkpoint
 from models.backbone import UnsupportedModel, check_supported
 from models.bypass import Bypass
 from models.config import Attention, PrunedViTConfig, Skips
-from models.pruned_vit import Execution, PrunedViT, build
+from models.pruned_vit import Execution, PrunedViT, build, self_attention
 from tests.models.builders import LABELS, random_images, random_vit
 
 ARCHITECTURES = {  # name -> (input px, what it stands for)
@@ -37,6 +38,24 @@ def both(model: PrunedViT, images: torch.Tensor, threshold: torch.Tensor) -> Non
 def test_sparse_equals_masked_with_mixed_thresholds(architecture: str, attention: Attention) -> None:
     model = random_vit(architecture, ARCHITECTURES[architecture][0], attention)
     both(model, random_images(model, len(MIXED)), MIXED)
+
+
+@pytest.mark.parametrize(("attention", "asked"), [("full_context", 6), ("kept_only", 0)])
+def test_attention_of_all_tokens_may_stand_for_that_of_kept_ones_where_all_are_context(
+    attention: Attention, asked: int
+) -> None:
+    model = random_vit(attention=attention, gated_layers=tuple(range(6)))
+    images, calls = random_images(model, len(MIXED)), []
+
+    def attend(attn: nn.Module, normed: torch.Tensor) -> torch.Tensor:
+        calls.append(attn)
+        return self_attention(attn, normed, normed.shape[1])
+
+    with torch.inference_mode():
+        expected, found = model(images, MIXED, "sparse"), model(images, MIXED, "sparse", attend=attend)
+    assert torch.equal(found.kept, expected.kept)
+    torch.testing.assert_close(found.logits, expected.logits, atol=1e-4, rtol=0)
+    assert calls == [block.attn for block in model.vit.blocks[:asked]]
 
 
 @pytest.mark.parametrize("skips", ["layer", "mlp"])
