@@ -55,8 +55,8 @@ def render(
         "## What it does",
         f"On {evaluation['images']:,} {evaluation['split']} images of {manifest.evaluation.data}, never trained or "
         f"tuned on (`evaluation.json`; {evaluation['runtime']}). MACs with gates and with keys and values of idle "
-        "patches (not counted, for it is computed and dropped where leaving it out takes longer: the attention products "
-        "of their queries, and on a CPU the queries), against "
+        "patches (not counted, for it is computed and dropped where leaving it out takes longer: the attention "
+        "products of their queries, and on a CPU the queries), against "
         f"{full.dense_macs / 1e9:.3f} GMACs of the dense model at {full.size_px} "
         f"px. That leaves out what nothing reads in the last layer; timm's own forward costs "
         f"{100 * (full.timm_forward_macs / full.dense_macs - 1):.1f} % more for the same logits. Measure it as "
