@@ -14,7 +14,7 @@ from pathlib import Path
 from onnx import ModelProto
 from torch import Tensor, nn
 
-from export.calibrate import calibration_points, choose_presets, dense_row, second_look_points
+from export.calibrate import PACKING, calibration_points, choose_presets, dense_row, second_look_points
 from export.graph import INPUTS, OUTPUTS, AnySizeViT, ServedViT, example_inputs, without_gates
 from export.int8 import RANGES, check_precision, observe_all, write_int8
 from export.model_card import render
@@ -247,6 +247,7 @@ def _write_manifest(source: Source, models: dict[int, PrunedViT], folder: Path) 
         masked_graph=MASKED,
         presets=choose_presets(source.calibration["rows"], source.calibration["second_looks"], config.image_size_px),
         calibration=calibration_points(source.calibration["rows"]),
+        packing=PACKING,
         second_looks=second_look_points(source.calibration["second_looks"]),
         evaluation=Evaluation(
             data=source.evaluation["data"],

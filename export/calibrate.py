@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from service.artifact import CalibrationPoint, Preset, SecondLookPoint, Spread
+from service.artifact import CalibrationPoint, Precision, Preset, SecondLookPoint, Spread
 
 # Accuracy a preset may lose against computing everything, on the calibration images: what was lost there, and so many
 # standard errors of it, for other images are not the same, and those were seen by the start of training.
@@ -12,8 +12,9 @@ MARGIN = 2
 TOLERATED_LOSS = {"full": 0.0, "balanced": 0.005, "economy": 0.015}
 
 # What gates and packing take beside the MACs, as a share of the dense model's time at the same input size: they pass
-# over all tokens, kept or not. Fitted to batches of 8 and 32 of the bundled model (`python -m export.benchmark`).
-PACKING = 0.1
+# over all tokens, kept or not, and gain nothing where products are quick. Fitted to batches of 8 and 32 of the bundled
+# model (`python -m export.benchmark`).
+PACKING: dict[Precision, float] = {"float32": 0.1, "int8": 0.18}
 
 
 def calibration_points(rows: list[dict[str, Any]]) -> tuple[CalibrationPoint, ...]:
@@ -34,14 +35,14 @@ def calibration_points(rows: list[dict[str, Any]]) -> tuple[CalibrationPoint, ..
 
 
 def time_ratios(rows: list[dict[str, Any]]) -> list[float]:
-    """Time that an image of each row takes in a batch, as a share of the dense model's at the full size; predicted.
+    """Time that an image of each row takes in a batch, as a share of the dense model's at the full size; in float32.
 
     At threshold 0 no gate runs: as long as its MACs say. Raises ValueError where a size has no row at threshold 0.
     """
     dense = {row["size_px"]: row["macs_ratio"] for row in rows if row["threshold"] == 0}
     if missing := {row["size_px"] for row in rows} - dense.keys():
         raise ValueError(f"no row for threshold 0 at {max(missing)} px")
-    packing = {size_px: PACKING * ratio for size_px, ratio in dense.items()}
+    packing = {size_px: PACKING["float32"] * ratio for size_px, ratio in dense.items()}
     return [round(row["macs_ratio"] + (packing[row["size_px"]] if row["threshold"] > 0 else 0), 4) for row in rows]
 
 

@@ -90,7 +90,7 @@ class CalibrationPoint(_Frozen):
     size_px: int
     threshold: Share
     macs_ratio: Spread  # of the dense MACs at the full size
-    time_ratio: Ratio  # of the dense model's time at the full size, in batches: MACs and packing
+    time_ratio: Ratio  # of the dense model's time at the full size, in batches: MACs and packing, in float32
     skipped_patches: float = Field(ge=0)  # mean over images and gated layers
     keep_per_layer: tuple[Share, ...]  # share of patches computed, every layer of the model
     accuracy: Share
@@ -169,6 +169,7 @@ class Manifest(_Frozen):
     masked_graph: str
     presets: dict[Literal["full", "balanced", "economy"], Preset]
     calibration: tuple[CalibrationPoint, ...]
+    packing: dict[Precision, Ratio] = {}  # what gates and packing take beside MACs, of the dense model's time at a size
     second_looks: tuple[SecondLookPoint, ...] = ()
     evaluation: Evaluation
     int8: tuple[PrecisionPoint, ...] = ()
@@ -225,6 +226,19 @@ class Manifest(_Frozen):
         """The table of two looks by the input sizes of both, in the order of probabilities."""
         table = sorted(self.second_looks, key=lambda point: (point.size_px, point.again_px, point.sure))
         return {sizes: tuple(found) for sizes, found in groupby(table, key=lambda p: (p.size_px, p.again_px))}
+
+    def timed(self, precision: Precision) -> Manifest:
+        """The manifest with the table's times as they are in `precision`; as it is where that was never measured."""
+        if precision not in self.packing:
+            return self
+
+        def at(point: CalibrationPoint) -> CalibrationPoint:
+            dense_ratio = self.graph(point.size_px).dense_macs / self.full.dense_macs
+            beside = self.packing[precision] * dense_ratio if point.threshold else 0.0
+            return point.model_copy(update={"time_ratio": round(point.macs_ratio.mean + beside, 4)})
+
+        fields = {name: getattr(self, name) for name in Manifest.model_fields}  # a copy would have the old `points`
+        return Manifest(**fields | {"calibration": tuple(at(point) for point in self.calibration)})
 
     def graph(self, size_px: int) -> Graph:
         """The graph for an input size; KeyError if the bundle has none."""

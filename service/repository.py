@@ -161,7 +161,7 @@ class Repository:
             try:
                 bundle = await asyncio.to_thread(load_model_bundle, self._settings, name)
                 served = self.models.get(name)
-                if served is None or served.manifest != bundle.manifest:  # which has the digests of all files
+                if served is None or served.bundle.manifest != bundle.manifest:  # which has the digests of all files
                     self._serve(bundle, await asyncio.to_thread(self._load_engine, self._settings, bundle))
             except BundleError as error:
                 self._reasons[name] = f"the last load failed: {error}"

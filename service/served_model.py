@@ -27,6 +27,7 @@ class ServedModel:
     """Built once its engine is warm; its batcher runs from `start` to `drain`."""
 
     bundle: Bundle
+    manifest: Manifest  # the bundle's, with times as they are in the engine's precision
     precision: Precision  # of the engine
     batcher: Batcher
     cost: CostModel
@@ -41,14 +42,9 @@ class ServedModel:
         return await self.batcher.drain(timeout_s)
 
     @property
-    def manifest(self) -> Manifest:
-        """The model's manifest."""
-        return self.bundle.manifest
-
-    @property
     def name(self) -> str:
         """The model's name, which is its folder's."""
-        return self.bundle.manifest.name
+        return self.manifest.name
 
 
 def open_model(settings: Settings, name: str) -> tuple[Bundle, Engine]:
@@ -90,7 +86,8 @@ def serve_model(
     settings: Settings, bundle: Bundle, engine: Engine, metrics: Metrics, decoders: DecodePool
 ) -> ServedModel:
     """Put a queue in front of a warm engine and report on it; needs a running event loop."""
-    manifest, cost = bundle.manifest, CostModel(bundle.manifest)
+    manifest = bundle.manifest.timed(engine.precision)
+    cost = CostModel(manifest)
     batcher = Batcher(
         engine,
         cost,
@@ -117,4 +114,4 @@ def serve_model(
     metrics.serve(manifest, engine.precision)
     batcher.start()
     guard.start()
-    return ServedModel(bundle, engine.precision, batcher, cost, planner, guard, cache)
+    return ServedModel(bundle, manifest, engine.precision, batcher, cost, planner, guard, cache)

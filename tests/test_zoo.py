@@ -21,7 +21,7 @@ from models import checkpoint
 from models.frontier import frontier
 from models.macs import shape_of, used_macs
 from service import macs as served_macs
-from service.artifact import Bundle, load_bundle
+from service.artifact import Bundle, Precision, load_bundle
 from service.budget import expected
 from service.errors import InferenceFailed
 from service.onnx_engine import OnnxEngine
@@ -168,15 +168,31 @@ def test_the_card_says_what_was_measured(bundle: Bundle) -> None:
     assert all(figures["holds"] for figures in parity.values())
 
 
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_what_packing_takes_is_what_was_measured(bundle: Bundle, precision: Precision) -> None:
+    """Mean over thresholds and batches of 8 and 32; with one image it is more."""
+    benchmark = json.loads((bundle.path / "benchmark.json").read_text())
+    rows = [row for row in benchmark["rows"] if row["rival"] == f"skipvit {precision}" and not row["sure"]]
+    full = {row["batch_size"]: row for row in rows if (row["size_px"], row["threshold"]) == (112, 0)}
+    beside = [
+        full[row["batch_size"]]["speedup"] / row["speedup"] - row["macs_ratio"] / full[row["batch_size"]]["macs_ratio"]
+        for row in rows
+        if row["size_px"] == 112 and row["threshold"] > 0 and row["batch_size"] > 1
+    ]
+    assert bundle.manifest.packing[precision] == pytest.approx(np.mean(beside), abs=0.01)
+
+
 def test_presets_spend_less_and_less_and_are_worth_it(bundle: Bundle) -> None:
     presets = [bundle.manifest.presets[name] for name in ("full", "balanced", "economy")]
+    full_px = bundle.manifest.full.size_px
     full, balanced, economy = (expected(bundle.manifest, one.size_px, one.threshold, one.sure) for one in presets)
     assert full.time_ratio > balanced.time_ratio > economy.time_ratio
+    gated = [expected(bundle.manifest.timed(name), full_px, 0.25).time_ratio for name in ("float32", "int8")]
+    assert 0.8 < gated[0] < gated[1] < 1  # of MACs a fifth less; in int8, where products are quick, gates weigh more
     assert balanced.accuracy >= full.accuracy - 0.0051
     assert economy.accuracy >= full.accuracy - 0.0151
     evaluation = json.loads((bundle.path / "evaluation.json").read_text())  # images that nothing was chosen on
     scored = {(row["size_px"], row["threshold"], 0.0): row["top1"] for row in evaluation["rows"]}
-    full_px = bundle.manifest.full.size_px
     looks = [row for row in evaluation["second_looks"] if (row["again_px"], row["threshold"]) == (full_px, 0)]
     scored |= {(row["size_px"], 0.0, row["sure"]): row["top1"] for row in looks}
     test = [scored[one.size_px, one.threshold, one.sure] for one in presets]

@@ -48,7 +48,7 @@ MEASURED = rows(
 
 def test_time_is_macs_and_packing_where_gates_run() -> None:
     found = time_ratios(rows((112, 0.0, 1.0, 0.9), (112, 0.3, 0.8, 0.9), (56, 0.3, 0.2, 0.8), (56, 0.0, 0.25, 0.8)))
-    assert found == [1.0, 0.8 + PACKING, 0.2 + 0.25 * PACKING, 0.25]
+    assert found == [1.0, 0.8 + PACKING["float32"], 0.2 + 0.25 * PACKING["float32"], 0.25]
 
 
 def test_a_smaller_input_without_gates_is_preferred_to_fewer_macs_that_take_longer() -> None:

@@ -118,6 +118,20 @@ def test_load_and_deadlines_look_at_time_not_at_macs() -> None:
     assert expected(manifest, 28, 0.25).time_ratio == pytest.approx(0.975)
 
 
+def test_times_are_those_of_the_precision_that_answers() -> None:
+    manifest = fake_manifest(packing={"float32": 0.0, "int8": 0.35})
+    assert cheaper(manifest, Choice(28, 0.0), 0.6) == Choice(28, 0.5)  # which reads the table by size, once
+    int8 = manifest.timed("int8")
+    assert expected(int8, 28, 0.5).time_ratio == pytest.approx(0.95)
+    assert expected(int8, 28, 0.5).macs_ratio == pytest.approx(0.6)
+    assert expected(int8, 28, 0.0).time_ratio == 1.0  # no gate runs
+    small = manifest.graph(14).dense_macs / manifest.full.dense_macs
+    assert expected(int8, 14, 0.5).time_ratio == pytest.approx(0.2 + 0.35 * small, abs=1e-4)
+    assert cheaper(int8, Choice(28, 0.0), 0.6) == Choice(14, 0.0)
+    assert manifest.timed("float32") == manifest
+    assert manifest.timed("float16") is manifest  # nobody measured it
+
+
 def looking_twice(**changes: Any) -> Manifest:
     points = [(14, 0.5, 0.1, 0.5, 0.84), (14, 0.7, 0.2, 0.6, 0.884), (14, 0.9, 0.4, 0.8, 0.90)]
     names = ("size_px", "sure", "looked_again", "macs_ratio", "accuracy")

@@ -1,10 +1,18 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import pytest
 from starlette.testclient import TestClient
 
+from service import served_model
 from service.app import create_app
+from service.artifact import Manifest
+from service.cost import CostModel
 from service.metrics import OUTCOMES
+from service.planner import Planner
 from service.settings import Settings
 from tests.fakes import FakeEngine, fake_bundle, fake_manifest
 from tests.images import plain
@@ -52,6 +60,23 @@ def test_models_are_listed_and_shown_with_their_calibration(client: TestClient) 
     assert model["sizes_px"] == [28, 14]
     assert client.get("/v1/models/fake").json() == fake_manifest().model_dump(mode="json")
     assert client.get("/v1/models/other").status_code == 404
+
+
+def test_times_are_shown_and_planned_with_as_they_are_in_the_engines_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, bundle = FakeEngine(), fake_bundle(packing={"float32": 0.0, "int8": 0.35})
+    engine.precision = "int8"
+    told: list[Manifest] = []
+
+    def noted(make: Callable[..., Any], manifest: Manifest, *rest: Any, **more: Any) -> Any:
+        told.append(manifest)
+        return make(manifest, *rest, **more)
+
+    for make in (CostModel, Planner):
+        monkeypatch.setattr(served_model, make.__name__, partial(noted, make))
+    with TestClient(create_app(Settings(), bundle=bundle, engine=engine)) as client:
+        shown = client.get("/v1/models/fake").json()
+    assert {(one["size_px"], one["threshold"]): one["time_ratio"] for one in shown["calibration"]}[28, 0.5] == 0.95
+    assert [one.model_dump(mode="json") for one in told] == [shown, shown]
 
 
 def test_the_framework_refuses_with_problems_too(client: TestClient) -> None:

@@ -214,6 +214,16 @@ def test_an_unchanged_bundle_isnt_loaded_again_and_a_changed_one_is(
     assert 'version="2.0.0"' in info[0]
 
 
+def test_one_whose_times_are_of_the_engines_precision_isnt_loaded_again_either(
+    folder: Path, loader: FakeLoader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeEngine, "precision", "int8")
+    write_bundle(folder, packing={"int8": 0.35})
+    with TestClient(create_app(settings(folder), load=loader)) as client:
+        assert client.post(operate("fake", "load")).status_code == 200
+    assert len(loader.loaded) == 1
+
+
 def test_a_reload_that_fails_changes_nothing_and_is_noted(client: TestClient, folder: Path, loader: FakeLoader) -> None:
     write_bundle(folder, version="2.0.0")
     loader.broken.add("fake")
