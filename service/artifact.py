@@ -190,8 +190,7 @@ class Manifest(_Frozen):
             raise ValueError("served must name a float32 graph")
         if self.served.keys() != self.dense.keys():
             raise ValueError(f"served has {sorted(self.served)}, dense {sorted(self.dense)}: both need the same")
-        served = (*self.served.values(), *self.dense.values())
-        for name in (*(graph.file for graph in self.graphs), *served, self.masked_graph):
+        for name in (*(g.file for g in self.graphs), *self.served.values(), *self.dense.values(), self.masked_graph):
             if name not in self.files:
                 raise ValueError(f"files has no digest for {name}")
         if unknown := {preset.size_px for preset in self.presets.values()} - set(sizes):
@@ -226,19 +225,6 @@ class Manifest(_Frozen):
         """The table of two looks by the input sizes of both, in the order of probabilities."""
         table = sorted(self.second_looks, key=lambda point: (point.size_px, point.again_px, point.sure))
         return {sizes: tuple(found) for sizes, found in groupby(table, key=lambda p: (p.size_px, p.again_px))}
-
-    def timed(self, precision: Precision) -> Manifest:
-        """The manifest with the table's times as they are in `precision`; as it is where that was never measured."""
-        if precision not in self.packing:
-            return self
-
-        def at(point: CalibrationPoint) -> CalibrationPoint:
-            dense_ratio = self.graph(point.size_px).dense_macs / self.full.dense_macs
-            beside = self.packing[precision] * dense_ratio if point.threshold else 0.0
-            return point.model_copy(update={"time_ratio": round(point.macs_ratio.mean + beside, 4)})
-
-        fields = {name: getattr(self, name) for name in Manifest.model_fields}  # a copy would have the old `points`
-        return Manifest(**fields | {"calibration": tuple(at(point) for point in self.calibration)})
 
     def graph(self, size_px: int) -> Graph:
         """The graph for an input size; KeyError if the bundle has none."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
-from service.artifact import CalibrationPoint, Manifest
+from service.artifact import CalibrationPoint, Manifest, Precision
 from service.errors import BadParameter
 from service.settings import PresetName
 
@@ -35,6 +35,20 @@ class Expected(NamedTuple):
     time_ratio: float
     accuracy: float
     looked_again: float = 0.0  # of the images
+
+
+def timed(manifest: Manifest, precision: Precision) -> Manifest:
+    """The manifest with the table's times as they are in `precision`; as it is where that was never measured."""
+    if precision not in manifest.packing:
+        return manifest
+
+    def at(point: CalibrationPoint) -> CalibrationPoint:
+        dense_ratio = manifest.graph(point.size_px).dense_macs / manifest.full.dense_macs
+        beside = manifest.packing[precision] * dense_ratio if point.threshold else 0.0
+        return point.model_copy(update={"time_ratio": round(point.macs_ratio.mean + beside, 4)})
+
+    fields = {name: getattr(manifest, name) for name in Manifest.model_fields}  # a copy would have the old `points`
+    return Manifest(**fields | {"calibration": tuple(at(point) for point in manifest.calibration)})
 
 
 def second_of(manifest: Manifest, choice: Choice) -> Choice | None:

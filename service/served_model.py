@@ -8,6 +8,7 @@ from functools import partial
 
 from service.artifact import Bundle, Manifest, Precision, load_bundle
 from service.batcher import Batcher
+from service.budget import timed
 from service.cache import AnswerCache
 from service.controller import Controller
 from service.cost import CostModel
@@ -86,7 +87,7 @@ def serve_model(
     settings: Settings, bundle: Bundle, engine: Engine, metrics: Metrics, decoders: DecodePool
 ) -> ServedModel:
     """Put a queue in front of a warm engine and report on it; needs a running event loop."""
-    manifest = bundle.manifest.timed(engine.precision)
+    manifest = timed(bundle.manifest, engine.precision)
     cost = CostModel(manifest)
     batcher = Batcher(
         engine,

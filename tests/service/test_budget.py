@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.artifact import Manifest
-from service.budget import Choice, cheaper, choose, expected, solve
+from service.budget import Choice, cheaper, choose, expected, solve, timed
 from service.errors import BadParameter
 from tests.fakes import fake_manifest
 
@@ -121,15 +121,15 @@ def test_load_and_deadlines_look_at_time_not_at_macs() -> None:
 def test_times_are_those_of_the_precision_that_answers() -> None:
     manifest = fake_manifest(packing={"float32": 0.0, "int8": 0.35})
     assert cheaper(manifest, Choice(28, 0.0), 0.6) == Choice(28, 0.5)  # which reads the table by size, once
-    int8 = manifest.timed("int8")
+    int8 = timed(manifest, "int8")
     assert expected(int8, 28, 0.5).time_ratio == pytest.approx(0.95)
     assert expected(int8, 28, 0.5).macs_ratio == pytest.approx(0.6)
     assert expected(int8, 28, 0.0).time_ratio == 1.0  # no gate runs
     small = manifest.graph(14).dense_macs / manifest.full.dense_macs
     assert expected(int8, 14, 0.5).time_ratio == pytest.approx(0.2 + 0.35 * small, abs=1e-4)
     assert cheaper(int8, Choice(28, 0.0), 0.6) == Choice(14, 0.0)
-    assert manifest.timed("float32") == manifest
-    assert manifest.timed("float16") is manifest  # nobody measured it
+    assert timed(manifest, "float32") == manifest
+    assert timed(manifest, "float16") is manifest  # nobody measured it
 
 
 def looking_twice(**changes: Any) -> Manifest:
