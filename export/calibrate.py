@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from service.artifact import CalibrationPoint, Precision, Preset, SecondLookPoint, Spread
+from service.budget import time_ratio
 
 # Accuracy a preset may lose against computing everything, on the calibration images: what was lost there, and so many
 # standard errors of it, for other images are not the same, and those were seen by the start of training.
@@ -43,7 +44,7 @@ def time_ratios(rows: list[dict[str, Any]]) -> list[float]:
     if missing := {row["size_px"] for row in rows} - dense.keys():
         raise ValueError(f"no row for threshold 0 at {max(missing)} px")
     packing = {size_px: PACKING["float32"] * ratio for size_px, ratio in dense.items()}
-    return [round(row["macs_ratio"] + (packing[row["size_px"]] if row["threshold"] > 0 else 0), 4) for row in rows]
+    return [time_ratio(row["macs_ratio"], row["threshold"], packing[row["size_px"]]) for row in rows]
 
 
 def second_look_points(rows: list[dict[str, Any]]) -> tuple[SecondLookPoint, ...]:

@@ -12,7 +12,8 @@
 #     --drop-path 0 --gate-noise 0.3"
 #   python -m models.results --short-runs runs/few/short --out models/zoo/NAME
 #
-# They take two to six minutes each on two cores; SHORT="context dense" makes those alone.
+# They take two to six minutes each on two cores; SHORT="context dense" makes those alone. The model card has some of them
+# with SHORT_EPOCHS=3, too.
 #
 # A run's log is RUNS/NAME/log.txt. Not run in full: estimated at half an hour on an H100 with -j 5, at weeks on a CPU.
 # A dry run, every step on a folder of a few hundred images, takes a quarter of an hour on two cores:

@@ -37,6 +37,11 @@ class Expected(NamedTuple):
     looked_again: float = 0.0  # of the images
 
 
+def time_ratio(macs_ratio: float, threshold: float, packing: float) -> float:
+    """Of the dense model's time: as the MACs say, and what packing takes beside them; at threshold 0 no gate runs."""
+    return round(macs_ratio + (packing if threshold > 0 else 0.0), 4)
+
+
 def timed(manifest: Manifest, precision: Precision) -> Manifest:
     """The manifest with the table's times as they are in `precision`; as it is where that was never measured."""
     if precision not in manifest.packing:
@@ -44,8 +49,8 @@ def timed(manifest: Manifest, precision: Precision) -> Manifest:
 
     def at(point: CalibrationPoint) -> CalibrationPoint:
         dense_ratio = manifest.graph(point.size_px).dense_macs / manifest.full.dense_macs
-        beside = manifest.packing[precision] * dense_ratio if point.threshold else 0.0
-        return point.model_copy(update={"time_ratio": round(point.macs_ratio.mean + beside, 4)})
+        time = time_ratio(point.macs_ratio.mean, point.threshold, manifest.packing[precision] * dense_ratio)
+        return point.model_copy(update={"time_ratio": time})
 
     fields = {name: getattr(manifest, name) for name in Manifest.model_fields}  # a copy would have the old `points`
     return Manifest(**fields | {"calibration": tuple(at(point) for point in manifest.calibration)})
