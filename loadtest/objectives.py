@@ -71,7 +71,8 @@ def details(result: Mapping[str, Any]) -> list[str]:
             for row in result["decoding"]
         ),
         f"/healthz while {beside['image']}s are decoded: p50 {beside['healthz_p50_ms']:.1f}, p99 "
-        f"{beside['healthz_p99_ms']:.1f} ms; beside nothing p99 {beside['healthz_beside_nothing_p99_ms']:.1f} ms",
+        f"{beside['healthz_p99_ms']:.1f} ms; beside nothing p50 {beside['healthz_beside_nothing_p50_ms']:.1f}, p99 "
+        f"{beside['healthz_beside_nothing_p99_ms']:.1f} ms: what an answer takes for which nothing is computed",
         _memory(result["memory"]),
     ]
 

@@ -13,7 +13,7 @@ from service.settings import ENV_PREFIX, Settings
 from tests.k8s.rendered import ROOT, one, pod, server, settings
 
 FOLDERS = ("overlays/cpu", "overlays/gpu", "overlays/production")
-LAST_ANSWERS_S = 1  # service/__main__.py
+LAST_ANSWERS_S = 1  # service/server.py
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 
 

@@ -98,7 +98,8 @@ def test_an_engine_that_is_slower_undisturbed_spoils_the_run_in_words(ratio: flo
         "undisturbed_images_per_s": 40.0,
         "undisturbed_ratio": ratio,
     }
-    held_up = {"image": "photo", "healthz_p50_ms": 1, "healthz_p99_ms": 2, "healthz_beside_nothing_p99_ms": 1}
+    beside_nothing = {"healthz_beside_nothing_p50_ms": 0.5, "healthz_beside_nothing_p99_ms": 1}
+    held_up = {"image": "photo", "healthz_p50_ms": 1, "healthz_p99_ms": 2} | beside_nothing
     found = {"alone": {"threshold=0": alone}, "together": together, "decoding": [], "held_up": held_up}
     lines = objectives.details(found | {"memory": {"not_measured": "no /proc"}})
     assert any("something else ran" in line for line in lines) is spoiled
@@ -229,6 +230,7 @@ def test_the_command_measures_every_part(measured: tuple[int, Path]) -> None:
     assert together["ratio"] == pytest.approx(together["requests_per_s"] / together["engine_images_per_s"], rel=1e-3)
     assert [row["megapixels"] for row in result["decoding"]] == pytest.approx([0.001024, 0.003072, 0.012288], rel=1e-3)
     assert result["held_up"]["polls"] > 0
+    assert 0 < result["held_up"]["healthz_beside_nothing_p50_ms"] <= result["held_up"]["healthz_beside_nothing_p99_ms"]
     assert result["memory"]["requests"] == 120
     assert result["memory"]["sizes_px"] == [28, 14]
     assert result["environment"]["command"].startswith("python -m loadtest.overhead --seconds 0.3")

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from fastapi import FastAPI
 
-from service.__main__ import DrainingServer, make_config
 from service.app import create_app
+from service.server import DrainingServer, make_config
 from service.settings import Settings
 from tests.fakes import FakeEngine, fake_bundle
 

@@ -18,9 +18,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from service.__main__ import serve
 from service.app import create_app
 from service.logs import logging_config
+from service.server import serve
 from service.settings import Settings
 from tests.fakes import FakeEngine, fake_bundle
 

@@ -76,6 +76,12 @@ def test_the_configuration_can_be_printed(capsys: pytest.CaptureFixture[str]) ->
     assert json.loads(capsys.readouterr().out)["port"] == 1234
 
 
+def test_what_is_imported_before_the_model_loads_brings_no_web_framework() -> None:
+    code = "import sys, service.__main__; print([m for m in ('fastapi', 'starlette', 'uvicorn') if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
 def test_help_tells_how_to_use_it(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["--help"])
