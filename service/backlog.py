@@ -7,13 +7,18 @@ later are passed over, but never the one that is due first, so nobody waits for 
 
 from __future__ import annotations
 
+import math
+from asyncio import Future
 from bisect import insort
 from collections.abc import Callable, Iterator
+from operator import attrgetter
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.batch import Batch, Entry
+from service.batch import Answer, Batch, Entry
+
+_due_s = attrgetter("due_s")
 
 
 class Backlog:
@@ -25,6 +30,8 @@ class Backlog:
         self._waiting: list[Entry] = []  # what fits no open batch, by due_s
         self._open: Batch | None = None
         self._spare: list[NDArray[np.uint8]] = []
+        self._macs: float | None = 0.0  # None: to be summed anew
+        self._last_due_s = -math.inf  # of all since then; who is gone may have been the one
 
     def __len__(self) -> int:
         return len(self._waiting) + (len(self._open.entries) if self._open else 0)
@@ -34,10 +41,26 @@ class Backlog:
             yield from self._open.entries
         yield from self._waiting
 
+    @property
+    def macs(self) -> float:
+        """Predicted MACs of all that somebody still waits for, and of the second looks that they will bring.
+
+        Every request asks, and the more of them wait the more come: so it isn't summed each time.
+        """
+        if self._macs is None:
+            self._macs = sum(entry.macs + entry.later_macs for entry in self if not entry.future.done())
+            self._last_due_s = max(map(_due_s, self), default=-math.inf)
+        return self._macs
+
     def macs_around(self, due_s: float, size_px: int) -> tuple[float, float]:
         """Predicted MACs of what is due by `due_s`, second looks among them, and of later company of the same size."""
+        macs = self.macs
+        if due_s >= self._last_due_s:  # as it is for whoever has more time than patience
+            return macs, 0.0
         ahead = company = 0.0
         for entry in self:
+            if entry.future.done():
+                continue
             if entry.due_s <= due_s:
                 ahead += entry.macs + entry.later_macs
             elif entry.image.shape[0] == size_px:
@@ -46,13 +69,19 @@ class Backlog:
 
     def add(self, entry: Entry, *, while_busy: bool) -> None:
         """Stage the entry in the next batch, or let it wait for a later one."""
-        if self._open is None:
-            self._open = self._new_batch(entry.image.shape, while_busy)
-        if not self._open.admit(entry, self._affords):
-            insort(self._waiting, entry, key=_due_s)
+        self._place(entry, while_busy)
+        if self._macs is not None:
+            self._macs += entry.macs + entry.later_macs
+            self._last_due_s = max(self._last_due_s, entry.due_s)
+        entry.future.add_done_callback(self._forget_sum)
+
+    def has_dead(self, now_s: float) -> bool:
+        """Whether there is anybody to forget."""
+        return any(entry.is_dead(now_s) for entry in self)
 
     def sweep(self, now_s: float) -> None:
         """Forget dead entries and let those who wait have their places."""
+        self._macs = None
         was_busy = self._open is not None and self._open.while_busy
         if self._open is not None:
             self._open.drop_dead(now_s)
@@ -68,7 +97,7 @@ class Backlog:
             was_busy = self._open.while_busy
             self._close(self._open)
             self._refill(entries, was_busy)
-        batch, self._open = self._open, None
+        batch, self._open, self._macs = self._open, None, None
         return batch
 
     def open_next(self) -> None:
@@ -82,12 +111,22 @@ class Backlog:
 
     def clear(self) -> None:
         """Forget everything."""
-        self._waiting, self._open = [], None
+        self._waiting, self._open, self._macs = [], None, None
 
     def _refill(self, entries: list[Entry], while_busy: bool) -> None:
         self._waiting = []
         for entry in entries:
-            self.add(entry, while_busy=while_busy)
+            self._place(entry, while_busy)
+
+    def _place(self, entry: Entry, while_busy: bool) -> None:
+        if self._open is None:
+            self._open = self._new_batch(entry.image.shape, while_busy)
+        if not self._open.admit(entry, self._affords):
+            insort(self._waiting, entry, key=_due_s)
+
+    def _forget_sum(self, _: Future[Answer]) -> None:
+        """One of those who waited is answered, or waits no more."""
+        self._macs = None
 
     def _is_overtaken(self, batch: Batch) -> bool:
         """Whether one who waits is due before someone in the batch whose place it could have had."""
@@ -108,7 +147,3 @@ class Backlog:
     def _close(self, batch: Batch) -> None:
         self._open = None
         self._spare.append(batch.buffer)
-
-
-def _due_s(entry: Entry) -> float:
-    return entry.due_s

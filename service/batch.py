@@ -54,15 +54,13 @@ class Entry:
     future: asyncio.Future[Answer]
     later_macs: float = 0.0  # predicted, of the second look that may follow
     since_s: float | None = None  # of a second look, when its first one was admitted
+    # What the queue is ordered by: the deadline, or the end of its patience if that is sooner. A second look has the
+    # patience that its first one left: what is begun is finished before more is begun.
+    due_s: float = field(init=False)
 
-    @property
-    def due_s(self) -> float:
-        """What the queue is ordered by: the deadline, or the end of its patience if that is sooner.
-
-        A second look has the patience that its first one left: what is begun is finished before more is begun.
-        """
+    def __post_init__(self) -> None:
         patient_until_s = (self.admitted_s if self.since_s is None else self.since_s) + PATIENCE_S
-        return patient_until_s if self.deadline is None else min(self.deadline, patient_until_s)
+        self.due_s = patient_until_s if self.deadline is None else min(self.deadline, patient_until_s)
 
     def is_dead(self, now_s: float) -> bool:
         """Nobody waits any more; one whose deadline has just passed is told so."""

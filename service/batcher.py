@@ -88,8 +88,7 @@ class Batcher:
     @property
     def pending_work_s(self) -> float:
         """Seconds that the engine will need for all pending images and the second looks that they will bring."""
-        waiting = (entry for entry in self._backlog if not entry.future.done())
-        return self._after_run_s(sum(entry.macs + entry.later_macs for entry in waiting))
+        return self._after_run_s(self._backlog.macs)
 
     @property
     def stalled_s(self) -> float:
@@ -115,7 +114,7 @@ class Batcher:
         """Raise what `submit_many` would raise for so many images now: Overloaded or NotReady."""
         if self._refusing or self._task is None:
             raise NotReady("the service is shutting down" if self._refusing else "the service is starting")
-        if not self._has_room(images, counted):
+        if not self._has_room(images, counted) and self._backlog.has_dead(self._clock()):
             self._backlog.sweep(self._clock())
         if not self._has_room(images, counted):
             work_s = self.pending_work_s

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
 from typing import NamedTuple, Protocol
 
 from service.artifact import Manifest
@@ -16,6 +17,7 @@ from service.errors import DeadlinePassed, Overloaded
 from service.settings import PresetName
 
 _RUNGS = 8  # cheaper choices tried for a deadline
+_REMEMBERED = 1024  # choices whose expected time is kept, and cheaper ones that were found
 
 
 class Forecast(Protocol):
@@ -55,7 +57,9 @@ class Planner:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`min_compute`: the share of the dense time that load may lower each preset to; absent, not at all."""
-        self._manifest = manifest
+        # Most requests ask for the same few, and are lowered in the controller's few steps.
+        self._expected = lru_cache(_REMEMBERED)(partial(expected, manifest))
+        self._cheaper = lru_cache(_REMEMBERED)(partial(cheaper, manifest))
         self._queue = queue
         self._controller = controller
         self._min_compute = min_compute
@@ -92,10 +96,10 @@ class Planner:
             Overloaded: the queue is too long for the deadline; later it would do.
             DeadlinePassed: the deadline is too short even for an idle engine.
         """
-        ratio = expected(self._manifest, *wanted).time_ratio
+        ratio = self._expected(*wanted).time_ratio
         minimum = self._min_compute.get(bound, 1.0)
         share = self._controller.share(ratio, minimum) if self.level > 0 and by_load else ratio
-        choice = cheaper(self._manifest, wanted, share, size_px=size_px) if share < ratio else wanted
+        choice = self._cheaper(wanted, share, size_px=size_px) if share < ratio else wanted
         if not self._makes(choice, images, deadline):
             in_time = self._in_time(choice, share, minimum, images, deadline, size_px) if by_deadline else None
             if in_time is None:
@@ -112,7 +116,7 @@ class Planner:
         """The dearest of a few cheaper choices that makes the deadline; a second look is left to find its room."""
         for rung in range(1, _RUNGS + 1):
             lower = share - rung / _RUNGS * max(0.0, share - minimum)
-            found = cheaper(self._manifest, choice, lower, size_px=size_px)
+            found = self._cheaper(choice, lower, size_px=size_px)
             if self._makes(found, images, deadline):
                 return found
         return None

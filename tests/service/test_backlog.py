@@ -100,6 +100,13 @@ class BacklogMachine(RuleBasedStateMachine):
         assert len(inside) == len(set(map(id, inside))) == len(self.backlog)
         assert {id(entry) for entry in self.waiting if not entry.future.done()} <= set(map(id, inside))
 
+    @invariant()
+    def the_sum_is_of_all_who_are_waited_for(self) -> None:
+        self.loop.run_until_complete(asyncio.sleep(0))  # futures tell who listens with the loop's next turn
+        waited_for = sum(entry.macs for entry in self.waiting if not entry.future.done())
+        assert self.backlog.macs == waited_for
+        assert self.backlog.macs_around(self.now_s + PATIENCE_S, 28) == (waited_for, 0.0)
+
 
 BacklogMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 TestBacklog = BacklogMachine.TestCase
