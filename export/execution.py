@@ -53,6 +53,9 @@ def alternatives(file: Path, execution: Execution) -> dict[str, Run]:
     def sleep(options: ort.SessionOptions) -> None:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
 
+    def spin_longer(options: ort.SessionOptions) -> None:
+        options.add_session_config_entry("session.intra_op.spin_duration_us", "100000")
+
     def spin_on(options: ort.SessionOptions) -> None:
         options.add_session_config_entry("session.force_spinning_stop", "0")
 
@@ -65,6 +68,7 @@ def alternatives(file: Path, execution: Execution) -> dict[str, Run]:
         "no arena": changed(no_arena),
         "memory planned for the last shape": changed(plan_memory),
         "threads sleep between operators": changed(sleep),
+        "threads spin as long as a run": changed(spin_longer),
         "threads spin on after a run": changed(spin_on),
         "basic graph optimisation": changed(basic),
     }

@@ -50,17 +50,22 @@ class Controller:
         """The highest level that the quality guard allows."""
         return self._ceiling
 
-    def observe(self, now_s: float, delay_s: float) -> None:
-        """Take in the delay that a request admitted at `now_s` would see."""
+    def observe(self, now_s: float, delay_s: float, least_target_s: float = 0.0) -> None:
+        """Take in the delay that a request admitted at `now_s` would see.
+
+        `least_target_s`: what counts as no queue; a shorter target would be missed for ever (as CoDel's must not be
+        shorter than a packet takes).
+        """
         elapsed_s = 0.0 if self._observed_s is None else max(0.0, now_s - self._observed_s)
         self._observed_s = now_s
         if not self._enabled:
             return
         self._delay_s += (1.0 - math.exp(-elapsed_s / _SMOOTHING_S)) * (delay_s - self._delay_s)
-        error = min(self._delay_s / self._target_s - 1.0, _MAX_ERROR)
+        target_s = max(self._target_s, least_target_s)
+        error = min(self._delay_s / target_s - 1.0, _MAX_ERROR)
         if error > 0:
             self._integral += _INTEGRAL * error * min(elapsed_s, _MAX_STEP_S)
-        elif self._delay_s < self._target_s / 2:
+        elif self._delay_s < target_s / 2:
             self._integral -= _RELEASE * elapsed_s
         self._integral = min(max(self._integral, 0.0), self._ceiling)
         wish = min(self._ceiling, self._integral + _GAIN * max(0.0, error))

@@ -20,6 +20,7 @@ PrecisionChoice = Literal["auto", "float32", "float16", "int8"]
 ProviderEntry = tuple[str, dict[str, str]]
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+_SPIN_US = 100  # most operators are shorter; older runtimes know no such limit, and spin on
 _BEST: dict[Provider, Precision] = {"cpu": "int8", "tensorrt": "float16"}
 _NEEDED = {"cpu": CPU, "cuda": CUDA, "tensorrt": TENSORRT}
 
@@ -116,9 +117,11 @@ def session_options(execution: Execution) -> ort.SessionOptions:
     options.enable_mem_pattern = False
     options.add_session_config_entry("session.use_env_allocators", "1")
     # `session.intra_op.allow_spinning` stays at its default, on: between the operators of a run threads would
-    # otherwise sleep and wake hundreds of times a batch. They stop when it ends: decoding, the event loop and other
-    # models share the CPUs with them.
+    # otherwise sleep and wake hundreds of times a batch. They share the CPUs with decoding, the event loop and other
+    # models, so they stop when the run ends, and sooner where one waits for another that has lost its CPU: the
+    # runtime's own limit is tens of milliseconds, which is never.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.add_session_config_entry("session.intra_op.spin_duration_us", str(_SPIN_US))
     _share_arena()
     return options
 

@@ -16,6 +16,7 @@ from service.controller import Controller
 from service.errors import DeadlinePassed, Overloaded
 from service.settings import PresetName
 
+_FREE_IMAGES = 2  # at full compute, who wait for each other where nothing can be called a queue
 _RUNGS = 8  # cheaper choices tried for a deadline
 _REMEMBERED = 1024  # choices whose expected time is kept, and cheaper ones that were found
 
@@ -60,6 +61,7 @@ class Planner:
         # Most requests ask for the same few, and are lowered in the controller's few steps.
         self._expected = lru_cache(_REMEMBERED)(partial(expected, manifest))
         self._cheaper = lru_cache(_REMEMBERED)(partial(cheaper, manifest))
+        self._full_px = manifest.full.size_px
         self._queue = queue
         self._controller = controller
         self._min_compute = min_compute
@@ -68,7 +70,8 @@ class Planner:
     @property
     def level(self) -> float:
         """The controller's level, now."""
-        self._controller.observe(self._clock(), self._queue.pending_work_s)
+        free_s = self._queue.run_s(self._full_px, 0.0, _FREE_IMAGES)
+        self._controller.observe(self._clock(), self._queue.pending_work_s, free_s)
         return self._controller.level
 
     def plan(

@@ -112,10 +112,11 @@ class Settings(BaseSettings):
         "min_compute. Keeps latency and refuses less, at the price of accuracy; answers say `degraded`.",
     )
     adaptive_target_s: float = Field(
-        0.2,
+        0.1,
         gt=0,
         le=10,
-        description="Queue delay above which compute is lowered. Shorter keeps answers fast; longer keeps them exact.",
+        description="Queue delay above which compute is lowered; the time of two images at full compute if that is "
+        "longer. Shorter keeps answers fast; longer keeps them exact.",
     )
     min_compute: dict[PresetName, Annotated[float, Field(ge=0, le=1)]] = Field(
         {"full": 0.5, "balanced": 0.26, "economy": 0.26},

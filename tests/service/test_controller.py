@@ -8,6 +8,7 @@ from itertools import pairwise
 import pytest
 
 from service.controller import Controller
+from service.settings import Settings
 
 TARGET_S, WANTED, MINIMUM = 0.2, 0.7, 0.26
 BATCH_S = 0.3  # the queue is seen to shrink only when a batch ends
@@ -29,6 +30,30 @@ def simulate(
             waiting_s, done_s = max(0.0, waiting_s - done_s), 0.0
         trace.append((now_s, waiting_s, controller.level))
     return trace
+
+
+@pytest.mark.parametrize("load", [0.6, 1.2, 2.0])
+def test_the_default_target_is_held_with_the_batches_that_form_at_it(
+    load: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.service.test_controller.BATCH_S", 0.1)
+    target_s = Settings().adaptive_target_s
+    delays, levels = after(simulate(lambda now: load, until_s=60, controller=Controller(target_s=target_s)), 30)
+    needed = max(0.0, 1 - 1 / load) * WANTED / (WANTED - MINIMUM)
+    assert sum(levels) / len(levels) == pytest.approx(needed, abs=0.08)
+    assert max(delays) < target_s + 2 * BATCH_S
+    assert max(levels) - min(levels) <= 0.25
+
+
+def test_a_target_shorter_than_images_take_is_none() -> None:
+    short, long = Controller(target_s=0.01), Controller(target_s=0.5)
+    for now in range(100):
+        short.observe(now * 0.1, 0.4 + 0.3 * (now % 2), least_target_s=0.5)
+        long.observe(now * 0.1, 0.4 + 0.3 * (now % 2))
+    assert short.level == long.level
+    for now in range(100, 200):
+        short.observe(now * 0.1, 0.4)
+    assert short.level == 1
 
 
 def after(trace: list[tuple[float, float, float]], start_s: float) -> tuple[list[float], list[float]]:

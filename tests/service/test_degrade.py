@@ -28,7 +28,7 @@ class App:
         """As if the queue had been too long for minutes."""
         for second in range(1000):
             self.model.planner._controller.observe(self.model.batcher.now() + second, 1e6)
-        self.model.planner._controller.observe(self.model.batcher.now() + 1000, 0.15)
+        self.model.planner._controller.observe(self.model.batcher.now() + 1000, 0.075)
 
     def slow(self, seconds: float) -> None:
         """As if an image at threshold 0 took so long."""

@@ -121,4 +121,5 @@ def test_options_are_those_that_the_runtime_takes() -> None:
     assert options.intra_op_num_threads == 3
     assert not options.enable_mem_pattern
     assert options.get_session_config_entry("session.force_spinning_stop") == "1"
+    assert 0 < int(options.get_session_config_entry("session.intra_op.spin_duration_us")) <= 1000
     assert set(execution.providers) <= set(ort.get_available_providers())

@@ -52,6 +52,20 @@ def test_load_lowers_spending_along_the_table_and_says_so() -> None:
     assert half == Plan(Choice(14, 0.0), degraded=True)
 
 
+def test_two_images_at_full_compute_are_no_queue() -> None:
+    queue = FakeQueue(1.9)  # of images that take a second each
+    waits, clock = planner(queue), FakeClock()
+    waits._clock = clock
+    for _ in range(100):
+        clock.advance(0.1)
+        assert waits.level == 0
+    queue.pending_work_s = 6.0
+    for _ in range(100):
+        clock.advance(0.1)
+        last = waits.level
+    assert last == 1
+
+
 def test_each_preset_has_a_minimum_of_its_own() -> None:
     overloaded = planner(FakeQueue(0.15), level=1.0)
     assert plan(overloaded, FULL, bound="full").choice == Choice(14, 0.0)  # 0.4 of the MACs, 0.5 is the minimum

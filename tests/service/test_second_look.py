@@ -197,7 +197,7 @@ def test_load_looks_again_at_fewer_and_says_so_where_that_made_a_difference(pres
     model = presets.app_state["serving"].model()
     for second in range(1000):  # as if the queue had been too long for minutes
         model.planner._controller.observe(model.batcher.now() + second, 1e6)
-    model.planner._controller.observe(model.batcher.now() + 1000, 0.15)
+    model.planner._controller.observe(model.batcher.now() + 1000, 0.075)
     doubtful, certain = ask(presets, DOUBTFUL, CERTAIN)
     assert (doubtful["size_px"], doubtful["degraded"]) == (14, True)
     assert (certain["size_px"], certain["degraded"]) == (14, False)
