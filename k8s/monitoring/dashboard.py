@@ -138,7 +138,7 @@ ROWS: dict[str, list[Panel]] = {
                 ),
             ],
             "Seconds of accepted work. Lines: where compute is cut, pods are added, requests are refused.",
-            {"degrade": 0.2, "scale": 0.4, "shed": 2.0},
+            {"degrade": 0.1, "scale": 0.4, "shed": 2.0},
         ),
         Panel(
             "Pods and pending images",
