@@ -20,7 +20,7 @@ PrecisionChoice = Literal["auto", "float32", "float16", "int8"]
 ProviderEntry = tuple[str, dict[str, str]]
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
-_SPIN_US = 100  # most operators are shorter; older runtimes know no such limit, and spin on
+_SPIN_US = 300  # most operators are shorter; older runtimes know no such limit, and spin on
 _BEST: dict[Provider, Precision] = {"cpu": "int8", "tensorrt": "float16"}
 _NEEDED = {"cpu": CPU, "cuda": CUDA, "tensorrt": TENSORRT}
 
