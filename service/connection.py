@@ -9,56 +9,101 @@ get 503, but for the probes: a crowded process isn't a dead one. It knows no rou
 from __future__ import annotations
 
 import asyncio
-import sys
-from http import HTTPStatus
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
-import h11
+import httptools
 from starlette.types import Receive, Scope, Send
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from service.error_handlers import problem
+from service.settings import Settings
 
 _PROBES = ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready")
 _HARD_LIMIT_RATIO = 2  # so many times the limit, and a connection isn't even read from
 
 
-class ConnectionLimits(NamedTuple):
-    """What connections may take."""
+class Connection(HttpToolsProtocol):
+    """httptools is named, not left to uvicorn's choice: it parses in C, and tells what part of a request it is in."""
 
-    max_connections: int
-    client_timeout_s: float
+    settings: ClassVar[Settings]
 
-
-class Connection(H11Protocol):
-    """h11 is named, not left to uvicorn's choice: other parsers set no limit to a header."""
-
-    limits: ClassVar[ConnectionLimits]
-
+    _arriving: str | None = None  # the part of a request of which a piece has come: "header" or "body"
+    _bytes_kept = 0  # that came since the parser last gave something away: it would keep a line of any length
     # What the client owes us, and from when on: its header or body, by the request before it; None is nothing.
     _owed: tuple[str, object] | None = None
     _deadline: asyncio.TimerHandle | None = None
     _stuck: asyncio.TimerHandle | None = None
 
     @classmethod
-    def limited(cls, limits: ConnectionLimits) -> type[Connection]:
+    def limited(cls, settings: Settings) -> type[Connection]:
         """The class of connections with these limits, as uvicorn wants it."""
-        return type("LimitedConnection", (cls,), {"limits": limits})
+        return type("LimitedConnection", (cls,), {"settings": settings})
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=0)  # tell of anything that isn't taken, also when closing waits for it
-        excess = len(self.connections) - self.limits.max_connections
+        excess = len(self.connections) - self.settings.max_connections
         if excess > 0 and not self._close_an_idle_one():
-            if len(self.connections) > _HARD_LIMIT_RATIO * self.limits.max_connections:
+            if len(self.connections) > _HARD_LIMIT_RATIO * self.settings.max_connections:
                 transport.abort()
                 return
             self.app = self._refuse
         self._watch()
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        self._bytes_kept += len(data)
+        limit = self.settings.max_header_bytes
+        try:
+            self._parse(data)
+            if self._bytes_kept > limit:
+                self._end(431, "Headers too large", f"the header has more than {limit} bytes, the limit")
+        except httptools.HttpParserError as error:
+            self._end(400, "Malformed request", str(error.__context__ or error))
         self._watch()
+
+    def _parse(self, data: bytes) -> None:
+        """Parse, and go on where a client offers another protocol: the parser would take a body for its first words.
+
+        Java's own client offers HTTP/2 with its first request.
+        """
+        while data:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as offer:
+                kept = [header for header in self.headers if header[0] != b"upgrade"]
+                lines = b"".join(b"%b: %b\r\n" % header for header in kept)
+                version = self.parser.get_http_version().encode()
+                start = b"%b %b HTTP/%b\r\n" % (self.parser.get_method(), self.url, version)
+                data = start + lines + b"\r\n" + data[offer.args[0] :]
+                self.parser = httptools.HttpRequestParser(self)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._arriving = "header"
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._arriving == "header":  # and not a trailer: nobody reads it
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        if self._is_offer:
+            return
+        super().on_headers_complete()
+        self._arriving, self._bytes_kept = "body", 0
+        if self.scope["method"] != "HEAD":
+            self.cycle.transport = _Joining(self.transport, self.cycle)
+
+    def on_body(self, body: bytes) -> None:
+        self._bytes_kept = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if self._is_offer:
+            return
+        self._arriving, self._bytes_kept = None, 0
+        super().on_message_complete()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -72,21 +117,16 @@ class Connection(H11Protocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._stuck = self.loop.call_later(self.limits.client_timeout_s, self.transport.abort)
+        self._stuck = self.loop.call_later(self.settings.client_timeout_s, self.transport.abort)
 
     def resume_writing(self) -> None:
         super().resume_writing()
         if self._stuck is not None:
             self._stuck.cancel()
 
-    def send_400_response(self, msg: str) -> None:
-        error = sys.exception()  # uvicorn calls this while it handles h11's error, which knows better than 400
-        status = error.error_status_hint if isinstance(error, h11.RemoteProtocolError) else 400
-        if status == 431:
-            limit_bytes = self.config.h11_max_incomplete_event_size
-            self._end(status, "Headers too large", f"the header has more than {limit_bytes} bytes, the limit")
-        else:
-            self._end(status, "Malformed request" if status == 400 else HTTPStatus(status).phrase, str(error or msg))
+    @property
+    def _is_offer(self) -> bool:
+        return self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
 
     @property
     def _is_idle(self) -> bool:
@@ -102,40 +142,49 @@ class Connection(H11Protocol):
             self._deadline.cancel()
             self._deadline = None
         if owed is not None:
-            self._deadline = self.loop.call_later(self.limits.client_timeout_s, self._give_up)
+            self._deadline = self.loop.call_later(self.settings.client_timeout_s, self._give_up)
 
     def _what_is_owed(self) -> tuple[str, object] | None:
         if self.transport.is_closing():
             return None
-        if self.conn.their_state is h11.SEND_BODY:
+        if self._arriving == "body":
             return "body", self.cycle
-        begun = bool(self.conn.trailing_data[0]) or self.timeout_keep_alive_task is None
-        return ("header", self.cycle) if self.conn.their_state is h11.IDLE and begun else None
+        if self._is_answering:
+            return None
+        begun = self._arriving == "header" or self.timeout_keep_alive_task is None
+        return ("header", self.cycle) if begun else None
+
+    @property
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
 
     def _give_up(self) -> None:
         assert self._owed is not None, "the timer is cancelled with what it waits for. This is a bug."
         part = self._owed[0]
-        answered = part == "body" and self.cycle.response_started
-        if answered or (part == "header" and not self.conn.trailing_data[0]):
+        if self._arriving is None:  # not a byte of a header
             self.transport.close()
         else:
-            if part == "body":  # the route, which waits for it, sees the client leave
-                self.cycle.disconnected = True
-                self.cycle.message_event.set()
-            self._end(408, "Request timeout", f"the {part} didn't arrive within {self.limits.client_timeout_s:g} s")
+            self._end(408, "Request timeout", f"the {part} didn't arrive within {self.settings.client_timeout_s:g} s")
 
     def _end(self, status: int, title: str, detail: str) -> None:
         """Answer without a route, unless a route has begun to, and close."""
-        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+        if self.transport.is_closing():
+            return
+        if self._arriving != "body" and self._is_answering:  # it came with an earlier request, whose answer is the last
+            self.cycle.keep_alive = False
+            return
+        if self._arriving == "body" and (self.cycle.response_started or self.pipeline):
             self.transport.close()
             return
-        path = self.scope["path"] if self.scope and self.conn.their_state is not h11.IDLE else ""
+        path = ""
+        if self._arriving == "body":
+            path = self.scope["path"]
+            self.cycle.disconnected = True  # the route, which waits for the rest, sees the client leave
+            self.cycle.message_event.set()
         response = problem(path, status, title, detail, "")
         headers = [*response.raw_headers, (b"connection", b"close")]
-        reason = title.encode()
-        events = (h11.Response(status_code=status, headers=headers, reason=reason), h11.Data(bytes(response.body)))
-        for event in (*events, h11.EndOfMessage()):
-            self.transport.write(self.conn.send(event) or b"")
+        lines = b"".join(b"%b: %b\r\n" % header for header in headers)
+        self.transport.write(STATUS_LINE[status] + lines + b"\r\n" + bytes(response.body))
         self.transport.close()
 
     def _close_an_idle_one(self) -> bool:
@@ -149,7 +198,34 @@ class Connection(H11Protocol):
         if scope["path"] in _PROBES:
             await self.config.loaded_app(scope, receive, send)
             return
-        detail = f"more than {self.limits.max_connections} connections at once, the limit"
+        detail = f"more than {self.settings.max_connections} connections at once, the limit"
         response = problem(scope["path"], 503, "Too many connections", detail, "")
         response.headers.update({"Retry-After": "1", "Connection": "close"})
         await response(scope, receive, send)
+
+
+class _Joining(asyncio.Transport):
+    """Sends an answer's header with the first of its body: one packet and one system call, uvicorn makes two."""
+
+    def __init__(self, transport: asyncio.Transport, cycle: RequestResponseCycle) -> None:
+        super().__init__()
+        self._transport = transport
+        self._cycle = cycle
+        self._header: bytes | None = None  # empty: sent
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        if not self._cycle.response_started:
+            self._transport.write(data)  # 100 Continue
+        elif self._header is None:
+            self._header = bytes(data)
+        else:
+            self._transport.writelines([self._header, data] if self._header else [data])
+            self._header = b""
+
+    def close(self) -> None:
+        if self._header:
+            self._transport.write(self._header)
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()

@@ -12,7 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.connection import Connection, ConnectionLimits
+from service.connection import Connection
 from service.error_handlers import add_error_handlers
 from service.errors import SettingsError
 from service.routes import ops
@@ -44,16 +44,14 @@ async def operations_listener(serving: Serving) -> AsyncIterator[int | None]:
     except OSError as error:
         raise SettingsError(f"SKIPVIT_METRICS_PORT={settings.metrics_port}: {error}") from error
     port = int(bound.getsockname()[1])
-    limits = ConnectionLimits(settings.max_connections, settings.client_timeout_s)
     config = uvicorn.Config(
         make_operations_app(serving),
-        http=Connection.limited(limits),
+        http=Connection.limited(settings),
         ws="none",
         lifespan="off",
         log_config=None,
         access_log=False,
         server_header=False,
-        h11_max_incomplete_event_size=settings.max_header_bytes,
         timeout_graceful_shutdown=1,
     )
     listener = _Listener(config)

@@ -14,7 +14,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from service.connection import Connection, ConnectionLimits
+from service.connection import Connection
 from service.lifecycle import Lifecycle
 from service.settings import Settings
 
@@ -71,9 +71,8 @@ def make_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         host=settings.host,
         port=settings.port,
         workers=1,
-        http=Connection.limited(ConnectionLimits(settings.max_connections, settings.client_timeout_s)),
+        http=Connection.limited(settings),
         ws="none",
-        h11_max_incomplete_event_size=settings.max_header_bytes,
         log_config=None,  # who calls has set up the log
         access_log=False,  # `skipvit.access` has the request's id
         server_header=False,

@@ -9,13 +9,18 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
+import uvicorn
 from fastapi import Response
+from starlette.types import Receive, Scope, Send
+from uvicorn.server import ServerState
 
+from service.connection import Connection
 from service.settings import Settings
 from tests.fakes import FakeEngine
 from tests.images import plain
 from tests.service.live import Live, ask, live_server
 
+CHUNKED = b"POST /v1/classify HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n"
 GET = b"GET /v1/models HTTP/1.1\r\nHost: test\r\n\r\n"
 
 
@@ -67,13 +72,13 @@ async def cut_off(live: Live, start: bytes, byte: bytes) -> bytes:
     ("start", "byte"),
     [
         (b"GET / HTTP/1.1\r\nHost: test\r\nX-Slow: ", b"a"),
-        (b"G", b"E"),
+        (b"GET /", b"a"),
         (b"POST /v1/classify HTTP/1.1\r\nHost: test\r\nContent-Length: 100000\r\n\r\n", b"a"),
         (b"POST /v1/classify HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\na\r\n"),
         (b"POST /v2/models/fake/infer HTTP/1.1\r\nHost: test\r\nContent-Length: 100000\r\n\r\n", b"a"),
         (b"POST /nothing HTTP/1.1\r\nHost: test\r\nContent-Length: 100000\r\n\r\n", b"a"),  # answered before its body
     ],
-    ids=["header", "method", "body", "chunked", "infer", "refused"],
+    ids=["header", "target", "body", "chunked", "infer", "refused"],
 )
 async def test_a_client_that_sends_byte_by_byte_is_cut_off(start: bytes, byte: bytes) -> None:
     async with live_server(FakeEngine(), settings(client_timeout_s=0.3)) as live:
@@ -200,6 +205,7 @@ async def test_a_long_header_is_431_and_a_malformed_one_400_as_problems() -> Non
             (GET[:-2] + b"X-Long: " + b"x" * 4096, 431),
             (GET[:-2] + b"X-Long: " + b"x" * 4096 + b"\r\n\r\n", 431),
             (b"GET\x00 nonsense\r\n\r\n", 400),
+            (b"GET http://[ HTTP/1.1\r\nHost: test\r\n\r\n", 400),
         ):
             reader, writer = await connect(live)
             writer.write(start)
@@ -207,6 +213,7 @@ async def test_a_long_header_is_431_and_a_malformed_one_400_as_problems() -> Non
             writer.close()
             assert code == status
             assert json.loads(content)["status"] == status
+            assert json.loads(content)["detail"] != "User callback error"  # the parser's words for what we refuse
 
 
 @pytest.mark.parametrize("path", [b"/nothing", b"/v1/classify"])
@@ -223,6 +230,134 @@ async def test_a_malformed_body_ends_the_connection_whether_answered_or_not(
         assert rest.startswith(b"HTTP/1.1 400") if path == b"/v1/classify" else rest == b""
         writer.close()
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+@pytest.mark.parametrize("start", [b"1;extension=", b"1\r\na\r\n0\r\nX-Trailer: "], ids=["extension", "trailer"])
+async def test_what_frames_a_body_is_no_longer_than_a_header(start: bytes) -> None:
+    async with live_server(FakeEngine(), settings(max_header_bytes=2048)) as live:
+        answer = await cut_off(live, CHUNKED + start, b"x" * 100)
+        assert answer.startswith(b"HTTP/1.1 431") or not answer
+
+
+async def test_a_body_longer_than_a_header_may_be_is_taken_with_trailers_that_nobody_reads() -> None:
+    body = plain(3)
+    chunks = b"".join(b"4\r\n%b\r\n" % body[start : start + 4] for start in range(0, len(body) // 4 * 4, 4))
+    last = body[len(body) // 4 * 4 :]
+    chunks += b"%x\r\n%b\r\n" % (len(last), last) if last else b""
+    trailers = b"".join(b"x-a: b\r\n" for _ in range(40))
+    async with live_server(FakeEngine(), settings(max_header_bytes=1024)) as live:
+        reader, writer = await connect(live)
+        for _ in range(2):
+            writer.write(CHUNKED)
+            for start in range(0, len(chunks), 100):
+                writer.write(chunks[start : start + 100])
+                await writer.drain()
+            writer.write(b"0\r\n" + trailers + b"\r\n")
+            assert (await one_answer(reader))[0] == 200
+        writer.close()
+
+
+@pytest.mark.parametrize("pieces", [1, 40])
+async def test_a_client_that_offers_another_protocol_is_answered_in_this_one(pieces: int) -> None:
+    """Java's own client offers HTTP/2 with its first request, whatever its body."""
+    body = plain(3)
+    offer = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n"
+    request = b"POST /v1/classify HTTP/1.1\r\nHost: test\r\n%bContent-Length: %d\r\n\r\n%b" % (offer, len(body), body)
+    async with live_server(FakeEngine(), settings()) as live:
+        reader, writer = await connect(live)
+        for _ in range(2):
+            step = -(-len(request) // pieces)
+            for start in range(0, len(request), step):
+                writer.write(request[start : start + step])
+                await asyncio.sleep(0.001)
+            status, content = await one_answer(reader)
+            assert status == 200
+            assert json.loads(content)["results"][0]["predictions"][0]["index"] == 3
+        writer.close()
+
+
+async def test_what_is_wrong_behind_a_request_takes_nothing_from_its_answer() -> None:
+    async with live_server(FakeEngine(), settings()) as live:
+        reader, writer = await connect(live)
+        writer.write(GET + b"nonsense\r\n\r\n")
+        answer = await asyncio.wait_for(reader.read(), 10)
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert b"connection: close" in answer
+        writer.close()
+
+
+class Wire(asyncio.Transport):
+    """A transport that keeps each packet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.packets: list[bytes] = []
+        self.closed = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.packets.append(bytes(data))
+
+    def writelines(self, list_of_data: Any) -> None:
+        self.packets.append(b"".join(list_of_data))
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None: ...
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+    def close(self) -> None:
+        self.closed = True
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+
+async def packets(app: Any, request: bytes) -> list[bytes]:
+    """What a connection sends for one request, by packets."""
+    config = uvicorn.Config(app, log_config=None)
+    config.load()
+    connection = Connection.limited(settings())(config, ServerState(), {})
+    wire = Wire()
+    connection.connection_made(wire)
+    connection.data_received(request)
+    while connection.tasks:
+        await asyncio.sleep(0)
+    connection.connection_lost(None)
+    return wire.packets
+
+
+async def test_an_answer_is_one_packet_and_a_stream_one_for_each_piece() -> None:
+    async def streaming(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for piece in (b"one", b"two"):
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body"})
+
+    async def failing(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise ValueError("after the header")
+
+    (packet,) = await packets(Response("hello"), GET)
+    assert packet.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert packet.endswith(b"\r\n\r\nhello")
+    (packet,) = await packets(Response("hello"), GET.replace(b"GET", b"HEAD"))
+    assert packet.endswith(b"content-length: 5\r\n\r\n")
+    first, second, last = await packets(streaming, GET)
+    assert first.startswith(b"HTTP/1.1 200")
+    assert first.endswith(b"\r\n\r\n3\r\none\r\n")
+    assert (second, last) == (b"3\r\ntwo\r\n", b"0\r\n\r\n")
+    (packet,) = await packets(failing, GET)
+    assert packet.startswith(b"HTTP/1.1 200")
+    asked = await packets(echo, b"POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\nhi")
+    assert asked[0] == b"HTTP/1.1 100 Continue\r\n\r\n"
+    assert asked[1].endswith(b"\r\n\r\nhi")
+    assert len(asked) == 2
+
+
+async def echo(scope: Scope, receive: Receive, send: Send) -> None:
+    message = await receive()
+    await Response(message["body"])(scope, receive, send)
 
 
 async def test_when_it_is_crowded_the_idle_make_room() -> None:
