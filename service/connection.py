@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import httptools
 from starlette.types import Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.error_handlers import problem
 from service.settings import Settings
@@ -93,7 +93,7 @@ class Connection(HttpToolsProtocol):
         super().on_headers_complete()
         self._arriving, self._bytes_kept = "body", 0
         if self.scope["method"] != "HEAD":
-            self.cycle.transport = _Joining(self.transport, self.cycle)
+            self.cycle.transport = _Joining(self.transport)
 
     def on_body(self, body: bytes) -> None:
         self._bytes_kept = 0
@@ -207,15 +207,14 @@ class Connection(HttpToolsProtocol):
 class _Joining(asyncio.Transport):
     """Sends an answer's header with the first of its body: one packet and one system call, uvicorn makes two."""
 
-    def __init__(self, transport: asyncio.Transport, cycle: RequestResponseCycle) -> None:
+    def __init__(self, transport: asyncio.Transport) -> None:
         super().__init__()
         self._transport = transport
-        self._cycle = cycle
         self._header: bytes | None = None  # empty: sent
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        if not self._cycle.response_started:
-            self._transport.write(data)  # 100 Continue
+        if self._header is None and data[:12] == b"HTTP/1.1 100":
+            self._transport.write(data)  # 100 Continue, before the answer
         elif self._header is None:
             self._header = bytes(data)
         else:

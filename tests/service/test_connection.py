@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import socket
+import weakref
 from contextlib import suppress
 from typing import Any
 
@@ -313,16 +315,24 @@ class Wire(asyncio.Transport):
         return self.closed
 
 
-async def packets(app: Any, request: bytes) -> list[bytes]:
-    """What a connection sends for one request, by packets."""
+def wired(app: Any) -> tuple[Connection, Wire]:
     config = uvicorn.Config(app, log_config=None)
     config.load()
-    connection = Connection.limited(settings())(config, ServerState(), {})
-    wire = Wire()
+    connection, wire = Connection.limited(settings())(config, ServerState(), {}), Wire()
     connection.connection_made(wire)
+    return connection, wire
+
+
+async def receive(connection: Connection, request: bytes) -> None:
     connection.data_received(request)
     while connection.tasks:
         await asyncio.sleep(0)
+
+
+async def packets(app: Any, request: bytes) -> list[bytes]:
+    """What a connection sends for one request, by packets."""
+    connection, wire = wired(app)
+    await receive(connection, request)
     connection.connection_lost(None)
     return wire.packets
 
@@ -353,6 +363,19 @@ async def test_an_answer_is_one_packet_and_a_stream_one_for_each_piece() -> None
     assert asked[0] == b"HTTP/1.1 100 Continue\r\n\r\n"
     assert asked[1].endswith(b"\r\n\r\nhi")
     assert len(asked) == 2
+
+
+async def test_an_answered_request_leaves_no_cycle_to_search_for() -> None:
+    connection, _ = wired(Response("hello"))
+    gc.disable()
+    try:
+        await receive(connection, GET)
+        answered = weakref.ref(connection.cycle)
+        await receive(connection, GET)
+        assert answered() is None
+    finally:
+        gc.enable()
+        connection.connection_lost(None)
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
