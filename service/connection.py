@@ -19,6 +19,7 @@ from service.error_handlers import problem
 from service.settings import Settings
 
 _PROBES = ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready")
+_MAX_PIPELINED = 32  # requests that came with one that isn't answered; the parser takes all that a packet holds at once
 _HARD_LIMIT_RATIO = 2  # so many times the limit, and a connection isn't even read from
 
 
@@ -80,6 +81,8 @@ class Connection(HttpToolsProtocol):
                 self.parser = httptools.HttpRequestParser(self)
 
     def on_message_begin(self) -> None:
+        if len(self.pipeline) >= _MAX_PIPELINED:
+            raise ValueError(f"more than {_MAX_PIPELINED} requests wait on this connection")
         super().on_message_begin()
         self._arriving = "header"
 

@@ -288,6 +288,17 @@ async def test_what_is_wrong_behind_a_request_takes_nothing_from_its_answer() ->
         writer.close()
 
 
+async def test_of_an_endless_pipeline_the_first_are_answered() -> None:
+    async with live_server(FakeEngine(), settings()) as live:
+        reader, writer = await connect(live)
+        writer.write(GET * 1000)
+        answers = await asyncio.wait_for(reader.read(), 10)
+        assert answers.count(b"HTTP/1.1 200") == 33
+        assert answers.count(b"connection: close") == 1
+        writer.close()
+        assert (await ask(live.port, "GET", "/healthz"))[0] == 200
+
+
 class Wire(asyncio.Transport):
     """A transport that keeps each packet."""
 
