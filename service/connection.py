@@ -93,6 +93,8 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if self._is_offer:
             return
+        if self.parser.get_http_version() == "1.1" and [name for name, _ in self.headers].count(b"host") != 1:
+            raise ValueError("a request of HTTP/1.1 has one Host header")
         super().on_headers_complete()
         self._arriving, self._bytes_kept = "body", 0
         if self.scope["method"] != "HEAD":

@@ -208,6 +208,8 @@ async def test_a_long_header_is_431_and_a_malformed_one_400_as_problems() -> Non
             (GET[:-2] + b"X-Long: " + b"x" * 4096 + b"\r\n\r\n", 431),
             (b"GET\x00 nonsense\r\n\r\n", 400),
             (b"GET http://[ HTTP/1.1\r\nHost: test\r\n\r\n", 400),
+            (b"GET / HTTP/1.1\r\n\r\n", 400),
+            (b"GET / HTTP/1.1\r\nHost: one\r\nHost: two\r\n\r\n", 400),
         ):
             reader, writer = await connect(live)
             writer.write(start)
