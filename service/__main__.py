@@ -25,11 +25,11 @@ from pydantic import ValidationError
 from service import heap
 from service.api_keys import load_api_keys
 from service.errors import ServiceError, SettingsError
+from service.lifecycle import EXIT_OK, EXIT_USAGE
 from service.options import ONE_PROCESS, make_parser, read_options
 from service.served_model import open_model
 from service.settings import Settings, explain_settings_error
 
-EXIT_OK, EXIT_USAGE = 0, 2
 # The engine's thread needs the interpreter when a run begins and when it ends, and the loop may be busy with a batch's
 # answers: at Python's own 5 ms the engine would stand still for as long, twice a run. The thread that loads it needs it
 # for each part of a file that it verifies.

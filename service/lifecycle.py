@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Literal
 
+EXIT_OK, EXIT_UNFINISHED, EXIT_USAGE = 0, 1, 2  # the process's exit codes
+
 Phase = Literal["starting", "ready", "draining"]
 
 

@@ -15,10 +15,9 @@ import uvicorn
 from fastapi import FastAPI
 
 from service.connection import Connection
-from service.lifecycle import Lifecycle
+from service.lifecycle import EXIT_OK, EXIT_UNFINISHED, EXIT_USAGE, Lifecycle
 from service.settings import Settings
 
-EXIT_OK, EXIT_UNFINISHED, EXIT_USAGE = 0, 1, 2
 _LAST_ANSWERS_S = 1  # for the answers to requests that were given up
 
 

@@ -378,6 +378,16 @@ async def test_an_answer_is_one_packet_and_a_stream_one_for_each_piece() -> None
     assert len(asked) == 2
 
 
+async def test_a_trailer_is_no_header() -> None:
+    async def names(scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive()).get("more_body"):
+            pass
+        await Response(b",".join(name for name, _ in scope["headers"]))(scope, receive, send)
+
+    (packet,) = await packets(names, CHUNKED + b"1\r\na\r\n0\r\nX-Api-Key: stolen\r\n\r\n")
+    assert packet.endswith(b"\r\n\r\nhost,transfer-encoding")
+
+
 async def test_an_answered_request_leaves_no_cycle_to_search_for() -> None:
     connection, _ = wired(Response("hello"))
     gc.disable()
