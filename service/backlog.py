@@ -2,7 +2,8 @@
 
 The batch that comes next is decided by who is due first: that image's size is the batch's size, and others of this size
 join it in the order they are due, until its rows or its predicted work are used up. Images of another size that are due
-later are passed over, but never the one that is due first, so nobody waits for ever. It knows no engine and no clock.
+later are passed over, but never the one that is due first, so nobody waits for ever. It knows no engine, no
+clock and no lock: its user has one.
 """
 
 from __future__ import annotations

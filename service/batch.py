@@ -63,10 +63,14 @@ class Entry:
         self.due_s = patient_until_s if self.deadline is None else min(self.deadline, patient_until_s)
 
     def is_dead(self, now_s: float) -> bool:
-        """Nobody waits any more; one whose deadline has just passed is told so."""
-        if self.deadline is not None and self.deadline <= now_s:
-            self.fail(DeadlinePassed("the deadline passed while the image waited"))
-        return self.future.done()
+        """Nobody waits any more; one whose deadline has just passed is told so, by the loop: this is any thread's."""
+        if self.future.done():
+            return True
+        if self.deadline is None or self.deadline > now_s:
+            return False
+        late = DeadlinePassed("the deadline passed while the image waited")
+        self.future.get_loop().call_soon_threadsafe(self.fail, late)
+        return True
 
     def expire_in(self, delay_s: float) -> None:
         """Fail after `delay_s` if nothing resolves it before, also while the engine hangs; needs a running loop."""

@@ -5,6 +5,9 @@ there at once; while it runs, arrivals are staged in the next batch (`backlog.py
 free. A batch holds one input size, any mix of thresholds, and no more predicted work than `max_batch_work_s`; who is
 due first goes first. The queue is bounded in images and in seconds of predicted work.
 
+The engine's thread takes its next batch itself: were it the event loop that hands it over, the engine would stand still
+while the loop is busy with a batch's answers and the requests that follow them.
+
 Every accepted image resolves exactly once: an answer, a typed error, its deadline, or its caller's cancellation. Dead
 entries never reach the engine, and a run that nobody waits for any more is terminated. A batch that fails is run again
 row by row, so that only the culprit fails.
@@ -13,28 +16,28 @@ row by row, so that only the culprit fails.
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
+import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.backlog import Backlog
-from service.batch import PATIENCE_S, Answer, Batch, BatchStats, Entry, Reason
+from service.batch import PATIENCE_S, Answer, Batch, BatchStats, Entry
 from service.cost import Cost
-from service.engine import Engine, EngineOutput, check_output
+from service.engine import Engine
 from service.errors import InferenceFailed, NotReady, Overloaded
-
-logger = logging.getLogger("skipvit.batcher")
+from service.runner import Run, Runner
 
 
 class Batcher:
     """Admits images, runs them in batches on one engine thread, and answers each.
 
-    Every method belongs to the event loop; only `_infer` runs on the engine's thread.
+    Public methods belong to the event loop, futures too. What both threads change is changed under `_lock`.
     """
 
     def __init__(
@@ -50,31 +53,31 @@ class Batcher:
         on_terminate: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._engine = engine
+        self._runner = Runner(engine, cost, on_terminate, clock)
         self._cost = cost
         self._max_pending = max_pending
         self._max_batch_work_s = max_batch_work_s
         self._max_pending_work_s = max_pending_work_s
         self._on_batch = on_batch
-        self._on_terminate = on_terminate
         self._clock = clock
         # A closure over what it needs: one over `self` would be a cycle, and keep a replaced model in memory.
         self._backlog = Backlog(
             max_batch_size=max_batch_size, affords=lambda macs: cost.seconds(macs) <= max_batch_work_s
         )
-        self._running: Batch | None = None
-        self._run_until_s: float | None = None  # when the engine's run is predicted to end; None: it doesn't run
-        self._wake = asyncio.Event()
+        self._lock = threading.Condition()
+        self._taken: list[Batch] = []  # with the engine, or their answers on the way to the loop
+        self._resting = True  # the engine's thread waits for work
+        self._refusing = False
         self.idle = asyncio.Event()  # set while nothing is pending
         self.idle.set()
-        self._refusing = False
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
-        self._task: asyncio.Task[None] | None = None
-        self.last_progress = clock()
+        self._ended = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._admitted_s = clock()  # of the first since the last time that nothing was pending
 
     def start(self) -> None:
         """Begin to serve; needs a running event loop."""
-        self._task = asyncio.create_task(self._serve(), name="batcher")
+        self._loop = asyncio.get_running_loop()
+        threading.Thread(target=self._work, args=[self._loop], name="engine", daemon=True).start()
 
     def now(self) -> float:
         """The clock that deadlines are measured with."""
@@ -83,19 +86,21 @@ class Batcher:
     @property
     def pending(self) -> int:
         """Images accepted and not yet answered."""
-        return len(self._backlog) + (len(self._running.entries) if self._running else 0)
+        with self._lock:
+            return len(self._backlog) + sum(len(batch.entries) for batch in self._taken)
 
     @property
     def pending_work_s(self) -> float:
         """Seconds that the engine will need for all pending images and the second looks that they will bring."""
-        return self._after_run_s(self._backlog.macs)
+        with self._lock:
+            return self._after_run_s(self._backlog.macs)
 
     @property
     def stalled_s(self) -> float:
-        """Seconds since the last progress while there is work; 0 when idle, infinite if the loop is gone."""
-        if self._task is not None and self._task.done() and not self._refusing:
+        """Seconds since the last progress while there is work; 0 when idle, infinite if the thread is gone."""
+        if self._ended.is_set() and not self._refusing:
             return math.inf
-        return self._clock() - self.last_progress if self.pending else 0.0
+        return self._clock() - max(self._admitted_s, self._runner.last_progress) if self.pending else 0.0
 
     def run_s(self, size_px: int, threshold: float, images: int) -> float:
         """Seconds that such images take in the engine alone; 0 while nothing is known."""
@@ -106,22 +111,24 @@ class Batcher:
 
         Counts the rest of the running batch, what is due before, and the company their own batch may have.
         """
-        ahead, company = self._backlog.macs_around(min(deadline, self._clock() + PATIENCE_S), size_px)
-        company_s = min(self._cost.seconds(company), self._max_batch_work_s) if company else 0.0
-        return self._after_run_s(ahead + images * self._cost.macs(size_px, threshold)) + company_s
+        with self._lock:
+            ahead, company = self._backlog.macs_around(min(deadline, self._clock() + PATIENCE_S), size_px)
+            company_s = min(self._cost.seconds(company), self._max_batch_work_s) if company else 0.0
+            return self._after_run_s(ahead + images * self._cost.macs(size_px, threshold)) + company_s
 
     def check_room(self, images: int, *, counted: bool = False) -> None:
         """Raise what `submit_many` would raise for so many images now: Overloaded or NotReady."""
-        if self._refusing or self._task is None:
-            raise NotReady("the service is shutting down" if self._refusing else "the service is starting")
-        if not self._has_room(images, counted) and self._backlog.has_dead(self._clock()):
-            self._backlog.sweep(self._clock())
-        if not self._has_room(images, counted):
-            work_s = self.pending_work_s
-            raise Overloaded(
-                f"{len(self._backlog)} images wait, which take {work_s:.2f} s: the queue is full, try again later",
-                retry_after_s=work_s,
-            )
+        with self._lock:
+            if self._refusing or self._loop is None:
+                raise NotReady("the service is shutting down" if self._refusing else "the service is starting")
+            if not self._has_room(images, counted) and self._backlog.has_dead(self._clock()):
+                self._backlog.sweep(self._clock())
+            if not self._has_room(images, counted):
+                waiting, work_s = len(self._backlog), self.pending_work_s
+                raise Overloaded(
+                    f"{waiting} images wait, which take {work_s:.2f} s: the queue is full, try again later",
+                    retry_after_s=work_s,
+                )
 
     def submit(self, image: NDArray[np.uint8], threshold: float, deadline: float | None) -> asyncio.Future[Answer]:
         """Accept one image; see `submit_many`."""
@@ -149,151 +156,130 @@ class Batcher:
             Overloaded: too many images or too much work wait.
             NotReady: the batcher drains or hasn't started.
         """
-        self.check_room(len(images), counted=since_s is not None)
-        now_s = self._clock()
-        if not self.pending:
-            self.last_progress = now_s
         loop = asyncio.get_running_loop()
         futures = []
-        for image, threshold in zip(images, thresholds, strict=True):
-            macs = self._cost.macs(image.shape[0], threshold)
-            entry = Entry(image, threshold, deadline, now_s, macs, loop.create_future(), later_macs, since_s)
-            if deadline is not None:
-                entry.expire_in(deadline - now_s)
-            entry.future.add_done_callback(self._stop_if_unwanted)
-            self._backlog.add(entry, while_busy=self._running is not None)
-            futures.append(entry.future)
+        with self._lock:
+            self.check_room(len(images), counted=since_s is not None)
+            now_s = self._clock()
+            if not self.pending:
+                self._admitted_s = now_s
+            for image, threshold in zip(images, thresholds, strict=True):
+                macs = self._cost.macs(image.shape[0], threshold)
+                entry = Entry(image, threshold, deadline, now_s, macs, loop.create_future(), later_macs, since_s)
+                if deadline is not None:
+                    entry.expire_in(deadline - now_s)
+                entry.future.add_done_callback(lambda _: self._runner.terminate_unwanted())
+                self._backlog.add(entry, while_busy=not self._resting)
+                futures.append(entry.future)
+            if self._resting:
+                loop.call_soon(self._wake)  # and not now: who comes in the same turn of the loop goes along
         self.idle.clear()
-        self._wake.set()
         return futures
 
     async def drain(self, timeout_s: float) -> bool:
         """Refuse new images, finish the accepted ones, stop. False if some had to be failed after `timeout_s`."""
-        self._refusing = True
-        self._wake.set()
+        with self._lock:
+            self._refusing = True
+            self._lock.notify()
         in_time = True
-        if self._task is not None:
-            _, late = await asyncio.wait({self._task}, timeout=timeout_s)
-            for task in late:
+        if self._loop is not None:
+            try:
+                await asyncio.wait_for(self._ended.wait(), timeout_s)
+            except TimeoutError:
                 in_time = False
-                task.cancel()
-                await asyncio.wait({task})
         self.abandon()
-        self._backlog.clear()
-        self._running = None
-        self._thread.shutdown(wait=in_time, cancel_futures=True)
+        with self._lock:
+            self._backlog.clear()
+            self._taken.clear()
         return in_time
 
     def abandon(self) -> None:
         """Refuse new images and fail the accepted ones now, so that callers hear of it before the process ends."""
-        self._refusing = True
-        for entry in (*(self._running.entries if self._running else ()), *self._backlog):
+        with self._lock:
+            self._refusing = True
+            accepted = [*(entry for batch in self._taken for entry in batch.entries), *self._backlog]
+        for entry in accepted:
             entry.fail(NotReady("the service stopped before the answer was there"))
 
     def _after_run_s(self, macs: float) -> float:
-        """Seconds until so many MACs are done, after the running batch and the second looks that it brings."""
-        left_s = max(0.0, self._run_until_s - self._clock()) if self._run_until_s else 0.0
-        macs += sum(entry.later_macs for entry in self._running.entries) if self._running else 0.0
-        return left_s + (self._cost.seconds(macs) if macs else 0.0)
+        """Seconds until so many MACs are done, after what was taken and the second looks that it brings."""
+        macs += sum(entry.later_macs for batch in self._taken for entry in batch.entries)
+        return self._runner.left_s + (self._cost.seconds(macs) if macs else 0.0)
 
     def _has_room(self, images: int, counted: bool) -> bool:
         if len(self._backlog) + images > self._max_pending:
             return False
         return counted or not len(self._backlog) or self.pending_work_s <= self._max_pending_work_s
 
-    def _stop_if_unwanted(self, _: asyncio.Future[Answer]) -> None:
-        """Terminate the engine's run once nobody waits for any of its rows."""
-        if self._run_until_s is not None and self._running is not None and self._running.is_unwanted:
-            self._on_terminate()
-            self._engine.terminate()
+    def _wake(self) -> None:
+        with self._lock:
+            self._lock.notify()
 
-    async def _serve(self) -> None:
-        while True:
-            await self._wake.wait()
-            batch = self._backlog.take(self._clock())
-            if batch is None:
-                if self._refusing:
-                    return
-                self._wake.clear()
-                self.idle.set()
-                continue
-            self._running = batch
-            await self._supervise(batch)
-            self._running = None
-            self._backlog.recycle(batch)
+    def _rest(self) -> None:
+        if not self.pending:
+            self.idle.set()
 
-    async def _supervise(self, batch: Batch) -> None:
-        """Run a batch; whatever happens, its entries are resolved and the loop lives on."""
-        self.last_progress = self._clock()
+    def _finish(self, batch: Batch, run: Run | None) -> None:
+        """Resolve whoever waits for the batch, whatever happened; `run` is of all its rows, if that went well."""
         try:
-            await self._run(batch)
-        except Exception:  # the loop outlives whatever it is; the entries below are told
-            logger.exception("the batch loop met an unexpected error and goes on. This is a bug.")
-        for entry in batch.entries:
-            entry.fail(InferenceFailed("inference failed"))
-        self.last_progress = self._clock()
-
-    async def _run(self, batch: Batch) -> None:
-        running = self._start(batch, rows := range(len(batch.entries)))
-        self._backlog.open_next()
-        try:
-            await running
-        except Exception as error:
-            if batch.is_unwanted:
-                return  # it was terminated
-            logger.warning("a batch of %d failed: %r", len(rows), error.__cause__ or error)
-            if len(rows) == 1:
-                batch.entries[0].fail(InferenceFailed("inference failed on this image"))
-                return
-            for row in rows:
-                await self._retry(batch, row)
-
-    async def _retry(self, batch: Batch, row: int) -> None:
-        """Run one row of a failed batch alone."""
-        if batch.entries[row].is_dead(self._clock()):
-            return
-        try:
-            await self._start(batch, range(row, row + 1), reason="retry")
-        except Exception as error:
-            logger.warning("an image failed alone, too: %r", error.__cause__ or error)
-            batch.entries[row].fail(InferenceFailed("inference failed on this image"))
-        self.last_progress = self._clock()
-
-    def _start(self, batch: Batch, rows: range, reason: Reason | None = None) -> Awaitable[None]:
-        """Hand rows of a batch to the engine's thread now; the awaitable resolves their entries."""
-        entries = batch.entries[rows.start : rows.stop]
-        thresholds = np.array([entry.threshold for entry in entries], np.float32)
-        started_s = self._clock()
-        self._run_until_s = started_s + self._cost.seconds(sum(entry.macs for entry in entries))
-        images = batch.buffer[rows.start : rows.stop]
-        job = asyncio.get_running_loop().run_in_executor(self._thread, self._infer, images, thresholds)
-        return self._resolve(job, entries, thresholds, started_s, batch.size_px, reason or batch.reason)
-
-    async def _resolve(
-        self,
-        job: asyncio.Future[tuple[EngineOutput, float]],
-        entries: list[Entry],
-        thresholds: NDArray[np.float32],
-        started_s: float,
-        size_px: int,
-        reason: Reason,
-    ) -> None:
-        try:
-            output, inference_s = await job
+            if run is not None:
+                self._resolve(run)
         finally:
-            self._run_until_s = None
-        for entry, logits, kept in zip(entries, output.logits, output.kept, strict=True):
-            if not entry.future.done():
-                entry.future.set_result(Answer(logits, kept, len(entries), started_s - entry.admitted_s, inference_s))
-        if not len(self._backlog):
-            await asyncio.sleep(0)  # the engine has nothing to do: answers leave before their account is made
-        error_ratio = self._cost.learn(size_px, thresholds, output.kept, inference_s)
-        oldest_s = started_s - min(entry.admitted_s for entry in entries)
-        self._on_batch(BatchStats(size_px, len(entries), reason, oldest_s, inference_s, error_ratio))
+            for entry in batch.entries:
+                entry.fail(InferenceFailed("inference failed on this image"))
+            with self._lock:
+                if batch in self._taken:
+                    self._taken.remove(batch)
+                self._backlog.recycle(batch)
 
-    def _infer(self, images: NDArray[np.uint8], thresholds: NDArray[np.float32]) -> tuple[EngineOutput, float]:
-        """On the engine's thread: run, check, measure."""
-        started_s = self._clock()
-        output = self._engine.infer(images, thresholds)
-        check_output(output, rows=len(images))
-        return output, self._clock() - started_s
+    def _resolve(self, run: Run) -> None:
+        for entry, logits, kept in zip(run.entries, run.output.logits, run.output.kept, strict=True):
+            if not entry.future.done():
+                queue_s = run.started_s - entry.admitted_s
+                entry.future.set_result(Answer(logits, kept, len(run.entries), queue_s, run.inference_s))
+        asyncio.get_running_loop().call_soon(self._account, run)  # answers leave before their account is made
+
+    def _account(self, run: Run) -> None:
+        with self._lock:
+            error_ratio = self._cost.learn(run.size_px, run.thresholds, run.output.kept, run.inference_s)
+        oldest_s = run.started_s - min(entry.admitted_s for entry in run.entries)
+        self._on_batch(BatchStats(run.size_px, len(run.entries), run.reason, oldest_s, run.inference_s, error_ratio))
+
+    def _work(self, loop: asyncio.AbstractEventLoop) -> None:
+        """The engine's thread: batch after batch, without asking the loop."""
+
+        def tell(callback: Callable[..., object], *args: object) -> None:
+            with suppress(RuntimeError):  # the loop is closed, and nobody is left who waits
+                loop.call_soon_threadsafe(callback, *args)
+
+        # By way of `call_soon` the loop rests only once the account of the last run is made.
+        rest = partial(tell, loop.call_soon, self._rest)
+        try:
+            while self._work_on_next(tell, rest):
+                pass
+        finally:
+            tell(self._ended.set)
+
+    def _work_on_next(self, tell: Callable[..., None], rest: Callable[[], None]) -> bool:
+        """Run what is due, as soon as there is anything, and tell the loop; False once no more will come."""
+        batch = self._next(rest)
+        if batch is None:
+            return False
+        run = self._runner.run(batch)
+        if run is None and not batch.is_unwanted:
+            for alone in self._runner.each(batch):
+                tell(self._resolve, alone)
+        tell(self._finish, batch, run)
+        return True
+
+    def _next(self, rest: Callable[[], None]) -> Batch | None:
+        with self._lock:
+            while (batch := self._backlog.take(self._clock())) is None and not self._refusing:
+                self._resting = True
+                rest()
+                self._lock.wait()
+            self._resting = False
+            if batch is not None:
+                self._taken.append(batch)
+                self._backlog.open_next()
+            return batch

@@ -90,6 +90,7 @@ class BacklogMachine(RuleBasedStateMachine):
         self.backlog.recycle(batch)
 
     def retrieve_errors(self) -> None:
+        self.loop.run_until_complete(asyncio.sleep(0))  # who is late is told with the loop's next turn
         for entry in self.waiting:
             if entry.future.done() and not entry.future.cancelled():
                 entry.future.exception()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -71,6 +72,36 @@ async def test_what_arrives_while_the_engine_runs_makes_the_next_batch() -> None
         await asyncio.gather(first, *others)
     assert engine.batches == [[99], [0, 1, 2]]
     assert [one.reason for one in stats] == ["idle", "busy"]
+
+
+async def test_the_engine_takes_its_next_batch_while_the_loop_is_busy() -> None:
+    engine, clock = FakeEngine(), FakeClock()
+    async with running(engine, clock=clock) as batcher:
+        first = await busy(engine, batcher)
+        others = [batcher.submit(image(value), 0.0, None) for value in (2, 3)]
+        late = batcher.submit(image(1), 0.0, clock() + 5)
+        clock.advance(10)
+        entered = threading.Event()
+        engine.on_batch = entered.set
+        engine.release()
+        assert entered.wait(10), "the engine waited for the loop, which waits here"
+        assert not first.done()
+        first.cancel()  # its answer is on the way: nothing is terminated, least of all the next run
+        answers = await asyncio.gather(*others)
+        with pytest.raises(DeadlinePassed):
+            await late
+    assert engine.batches == [[99], [2, 3]]
+    assert [label(answer) for answer in answers] == [2, 3]
+    assert engine.terminated == 0
+
+
+async def test_who_comes_in_the_same_turn_of_the_loop_shares_a_batch() -> None:
+    engine = FakeEngine()
+    async with running(engine) as batcher:
+        await batcher.submit(image(9), 0.0, None)
+        await batcher.idle.wait()
+        await asyncio.gather(*(batcher.submit(image(value), 0.0, None) for value in range(3)))
+    assert engine.batches == [[9], [0, 1, 2]]
 
 
 async def test_a_full_batch_leaves_the_rest_to_the_next() -> None:
@@ -275,14 +306,20 @@ async def test_a_hung_engine_shows_as_a_stall_and_idleness_doesnt() -> None:
         await first
 
 
-async def test_a_loop_that_is_gone_shows_as_an_endless_stall() -> None:
-    batcher = Batcher(FakeEngine(), CostModel(fake_manifest()), max_batch_size=1, max_pending=1)
-    batcher.start()
-    assert batcher._task is not None
-    batcher._task.cancel()
-    await asyncio.wait({batcher._task})
-    assert batcher.stalled_s == math.inf
-    await batcher.drain(1)
+async def test_a_thread_that_is_gone_shows_as_an_endless_stall(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, seen = FakeEngine(), list[threading.ExceptHookArgs]()
+    monkeypatch.setattr(threading, "excepthook", seen.append)
+
+    def end() -> None:
+        raise SystemExit
+
+    engine.on_batch = end
+    async with running(engine) as batcher:
+        waiting = batcher.submit(image(1), 0.0, None)
+        while batcher.stalled_s < math.inf:
+            await asyncio.sleep(0.001)
+    assert isinstance(waiting.exception(), NotReady)
+    assert [args.exc_type for args in seen] == [SystemExit]
 
 
 async def test_before_the_start_nothing_is_accepted() -> None:
