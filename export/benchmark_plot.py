@@ -36,9 +36,10 @@ LINES: dict[str, Style] = {
     "int8": ("skipvit: one look in int8", SKY, {"linewidth": 1.6, "marker": "o"}),
     DENSE: ("dense in ONNX Runtime, lower resolution", ORANGE, {"linewidth": 1.6, "linestyle": "--", "marker": "s"}),
     DENSE_INT8: ("dense in int8", YELLOW, {"linewidth": 1.6, "linestyle": "--", "marker": "s"}),
+    OPENVINO: ("dense in OpenVINO", GREEN, {"linewidth": 1.6, "linestyle": "--", "marker": "^"}),
     MERGING: ("token merging", PINK, {"linewidth": 1.6, "linestyle": "-.", "marker": "D"}),
 }
-POINTS = {TIMM: (FAINT, "X"), COMPILED: (INK, "P"), OPENVINO: (GREEN, "^")}
+POINTS = {TIMM: (FAINT, "X"), COMPILED: (INK, "P")}
 PRESETS = ("balanced", "economy")  # those that are named
 _RADII = (9, 16, 26, 38, 52)  # points, from what is named to its name
 _ANGLES = np.linspace(0, 2 * np.pi, 16, endpoint=False)

@@ -104,6 +104,7 @@ def exported_rivals(bundle: Bundle, threads: int) -> list[Rival]:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         shutil.copyfile(bundle.path / WEIGHTS, folder / WEIGHTS)
+        plain: dict[int, tuple[Path, int]] = {}
         for size_px in tqdm(bundle.manifest.sizes_px, desc="exporting dense graphs", leave=False):
             sized = at_size(model, size_px)
             file = _export(DenseViT(sized), sized, folder / f"dense-{size_px}.onnx")
@@ -112,12 +113,13 @@ def exported_rivals(bundle: Bundle, threads: int) -> list[Rival]:
             if (small := dense_int8(bundle, file)) is not None:
                 run = _runs(session(small, threads))
                 found.append(Rival(DENSE_INT8, "ONNX Runtime, dense int8", size_px, macs, run))
+            standard = _export(DenseViT(sized, fused=False), sized, folder / f"plain-{size_px}.onnx")
+            plain[size_px] = standard, bundle.manifest.graph(size_px).dense_macs
         found += merging(model, folder, threads)
         full_px, macs = full.size_px, constant(full.timm_forward_macs)
         run = _runs(session(_export(TimmViT(model), model, folder / "timm.onnx"), threads))
         found.append(Rival(EXPORTED, "ONNX Runtime, timm's forward", full_px, macs, run, True))
-        plain = _export(DenseViT(model, fused=False), model, folder / "plain.onnx")
-        found += openvino_dense(plain, full_px, full.dense_macs, threads)
+        found += openvino_dense(plain, threads)
     return found
 
 
@@ -193,8 +195,13 @@ def timm_compiled(model: PrunedViT, macs: int, backend: Any = "inductor") -> lis
     return [Rival(COMPILED, "timm, torch.compile", size_px, constant(macs), run, True)]
 
 
-def openvino_dense(file: Path, size_px: int, macs: int, threads: int) -> list[Rival]:
-    """The dense graph in OpenVINO, in bf16 where the CPU computes in it (the name tells), for each batch size anew."""
+def openvino_dense(graphs: Mapping[int, tuple[Path, int]], threads: int) -> list[Rival]:
+    """Dense graphs in OpenVINO, in bf16 where the CPU computes in it (the name tells), for each batch size anew.
+
+    Args:
+        graphs: for each input size in px, in standard operators, and its MACs.
+        threads: as everybody else has.
+    """
     try:
         import openvino
     except ImportError:
@@ -202,20 +209,24 @@ def openvino_dense(file: Path, size_px: int, macs: int, threads: int) -> list[Ri
         return []
     core = openvino.Core()
     wanted = {"INFERENCE_PRECISION_HINT": "bf16", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
-    source = core.read_model(file)
-    compiled: dict[int, Any] = {}
 
-    def prepared(batch_size: int) -> Any:
-        if batch_size not in compiled:
-            source.reshape([batch_size, size_px, size_px, 3])
-            compiled[batch_size] = core.compile_model(source, "CPU", wanted)
-        return compiled[batch_size]
+    def rival(size_px: int, file: Path, macs: int) -> Rival:
+        source = core.read_model(file)
+        compiled: dict[int, Any] = {}
 
-    def run(images: Pixels) -> Answer:
-        return Answer(prepared(len(images))([images])[0])
+        def prepared(batch_size: int) -> Any:
+            if batch_size not in compiled:
+                source.reshape([batch_size, size_px, size_px, 3])
+                compiled[batch_size] = core.compile_model(source, "CPU", wanted)
+            return compiled[batch_size]
 
-    precision = prepared(1).get_property("INFERENCE_PRECISION_HINT").get_type_name()
-    return [Rival(OPENVINO, f"OpenVINO, dense {precision}", size_px, constant(macs), run, precision == "f32")]
+        def run(images: Pixels) -> Answer:
+            return Answer(prepared(len(images))([images])[0])
+
+        precision = prepared(1).get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        return Rival(OPENVINO, f"OpenVINO, dense {precision}", size_px, constant(macs), run, precision == "f32")
+
+    return [rival(size_px, *graph) for size_px, graph in graphs.items()]
 
 
 def ours(bundle: Bundle, precision: Precision, points: Sequence[Choice], threads: int) -> list[Rival]:

@@ -74,7 +74,8 @@ EVERYBODY = [
     *(fake("dense", size_px, share) for size_px, share in ((64, 100), (32, 25))),
     *(fake("dense-int8", size_px, share) for size_px, share in ((64, 100), (32, 25))),
     *(fake("merging", 64, share) for share in (80, 60)),
-    *(fake(kind, 64, 110) for kind in ("timm", "timm-compiled", "openvino")),
+    *(fake(kind, 64, 110) for kind in ("timm", "timm-compiled")),
+    *(fake("openvino", size_px, share) for size_px, share in ((64, 100), (32, 25))),
     *(fake(kind, *point) for kind in ("float32", "int8") for point in ((64, 101, 0.0), (64, 70, 0.4), (32, 20, 0.4))),
     *(fake(kind, 32, 40, 0.0, 0.6) for kind in ("float32", "int8")),
 ]
@@ -129,7 +130,17 @@ def test_what_was_written_is_printed_and_drawn_anew(
         assert image.size == (1400, 868)
     (axis,) = draw(result).axes
     texts = {text.get_text() for text in axis.texts}
-    assert {"timm", "timm-compiled", "openvino", "64 px", "32 px", "r=80", "balanced", "economy", "32→64"} <= texts
+    assert {
+        "timm",
+        "timm-compiled",
+        "dense in OpenVINO",
+        "64 px",
+        "32 px",
+        "r=80",
+        "balanced",
+        "economy",
+        "32→64",
+    } <= texts
     for row in found:
         row["accuracy"] = None
     file.write_text(json.dumps(result))

@@ -56,11 +56,11 @@ def test_presets_are_compared_in_the_largest_batches_with_rivals_of_their_precis
     assert balanced["setting"] == "balanced"
     assert (balanced["precision"], balanced["images_s"], balanced["accuracy"]) == ("float32", 64, 0.89)
     assert balanced["rivals"] == {"dense": 60.0, "merging": 55.0}
-    assert small["rivals"] == {"dense-int8": None}
+    assert small["rivals"] == {"dense-int8": None, "openvino": None}
     text = in_words([balanced, small])
     assert "89.00 % (balanced, float32)" in text
     assert "skipvit 64.0, lower resolution 60.0, token merging 55.0" in text
-    assert text.endswith("lower resolution, int8 -")
+    assert text.endswith("lower resolution, int8 -, lower resolution in OpenVINO -")
 
 
 def test_two_looks_are_compared_as_well_by_the_presets_name_if_it_is_one() -> None:

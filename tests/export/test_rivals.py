@@ -173,7 +173,7 @@ def test_what_isnt_installed_is_left_out_and_said(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
-    assert openvino_dense(tiny_bundle / "model.onnx", 64, 1, 1) == []
+    assert openvino_dense({64: (tiny_bundle / "model.onnx", 1)}, 1) == []
     assert "left out: OpenVINO: not installed: `pip install openvino` adds it" in capsys.readouterr().err
 
     def no_compiler(*_: object) -> None:
