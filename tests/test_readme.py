@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from export.equal_accuracy import images_s_at, speeds
 from service.artifact import load_bundle
 
 ROOT = Path(__file__).parent.parent
@@ -294,16 +295,21 @@ def is_balanced(cell: dict[str, Any]) -> bool:
     return bool(cell["query"] == "preset=balanced" and cell["kind"] == "steady")
 
 
-def test_the_table_without_vnni_is_what_was_measured() -> None:
-    bench, manifest = (json.loads((ZOO / f"{name}.json").read_text()) for name in ("benchmark-avx2", "manifest"))
+@pytest.mark.parametrize("heading", ["without VNNI", "with AMX"])
+def test_the_tables_of_other_cpus_are_what_was_measured(heading: str) -> None:
+    name = {"without VNNI": "benchmark-avx2", "with AMX": "benchmark-amx"}[heading]
+    bench, manifest = (json.loads((ZOO / f"{name}.json").read_text()) for name in (name, "manifest"))
+    assert f"`{name}.json`" in README_LINE
     assert bench["version"] == manifest["version"] or f"graphs of version `{bench['version']}`" in README_LINE
-    assert "avx512_vnni" not in bench["machine"]["instructions"]
+    has = {feature for feature in ("avx512_vnni", "amx_int8") if feature in bench["machine"]["instructions"]}
+    assert has == {"without VNNI": set(), "with AMX": {"avx512_vnni", "amx_int8"}}[heading]
     timed = {
         (row["precision"], row["size_px"], row["sure"], row["batch_size"]): row
         for row in bench["rows"]
         if row["threshold"] == 0 and row["again_px"] in (0, 112)  # where presets look again
     }
-    shown = re.findall(r"^\| `(\w+)` \|" + 6 * r" ([\d.]+) \|" + "$", README, re.M)
+    text = README.partition(f"| {heading} |")[2].partition("\n\n")
+    shown = re.findall(r"^\| `(\w+)` \|" + 6 * r" ([\d.]+) \|" + "$", text[0], re.M)
     assert [name for name, *_ in shown] == ["full", "balanced", "economy"]
     columns = [(precision, batch_size) for precision in ("float32", "int8") for batch_size in (1, 8, 32)]
     for name, *ratios in shown:
@@ -312,9 +318,36 @@ def test_the_table_without_vnni_is_what_was_measured() -> None:
             row = timed[precision, preset["size_px"], preset["sure"], batch_size]
             assert float(ratio) == pytest.approx(row["speedup"], abs=0.0051)
     eager = {row["batch_size"]: row["images_s"] for row in bench["rows"] if row["precision"] == "timm"}
-    said = re.search(r"answers ([\d.]+), ([\d.]+) and ([\d.]+) times as many images as timm's", README)
+    said = re.search(r"answers ([\d.]+), ([\d.]+) and ([\d.]+) times as many images as timm's", text[2])
     assert said
     balanced = manifest["presets"]["balanced"]
     for batch_size, ratio in zip((1, 8, 32), said.groups(), strict=True):
         ours = timed["int8", balanced["size_px"], balanced["sure"], batch_size]["images_s"]
         assert float(ratio) == pytest.approx(ours / eager[batch_size], abs=0.051)
+
+
+def test_what_openvino_answers_with_amx_is_what_was_measured() -> None:
+    rows = json.loads((ZOO / "benchmark-amx.json").read_text())["rows"]
+    three = r"(\d+), (\d+) and (\d+)"
+    said = re.search(
+        rf"as accurate as `balanced` it answers {three} images a second, `balanced` {three}; "
+        rf"as accurate as two looks from 84 px {three}, two looks {three}\.",
+        README_LINE,
+    )
+    assert said
+    found = list[float]()
+    for size_px, sure in ((56, 0.65), (84, 0.5)):
+        theirs, ours = list[float](), list[float]()
+        for batch_size in (1, 8, 32):
+            same = [row for row in rows if row["batch_size"] == batch_size]
+            own = next(
+                row
+                for row in same
+                if (row["precision"], row["size_px"], row["sure"], row["again_px"]) == ("int8", size_px, sure, 112)
+            )
+            rival = images_s_at(speeds(same, "openvino"), own["accuracy"])
+            assert rival is not None
+            theirs.append(rival)
+            ours.append(own["images_s"])
+        found += theirs + ours
+    assert [int(each) for each in said.groups()] == [round(each) for each in found]
