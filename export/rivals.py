@@ -19,7 +19,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -116,9 +116,9 @@ def exported_rivals(bundle: Bundle, threads: int) -> list[Rival]:
             standard = _export(DenseViT(sized, fused=False), sized, folder / f"plain-{size_px}.onnx")
             plain[size_px] = standard, bundle.manifest.graph(size_px).dense_macs
         found += merging(model, folder, threads)
-        full_px, macs = full.size_px, constant(full.timm_forward_macs)
         run = _runs(session(_export(TimmViT(model), model, folder / "timm.onnx"), threads))
-        found.append(Rival(EXPORTED, "ONNX Runtime, timm's forward", full_px, macs, run, True))
+        macs = constant(full.timm_forward_macs)
+        found.append(Rival(EXPORTED, "ONNX Runtime, timm's forward", full.size_px, macs, run, True))
         found += openvino_dense(plain, threads)
     return found
 
@@ -196,12 +196,7 @@ def timm_compiled(model: PrunedViT, macs: int, backend: Any = "inductor") -> lis
 
 
 def openvino_dense(graphs: Mapping[int, tuple[Path, int]], threads: int) -> list[Rival]:
-    """Dense graphs in OpenVINO, in bf16 where the CPU computes in it (the name tells), for each batch size anew.
-
-    Args:
-        graphs: for each input size in px, in standard operators, and its MACs.
-        threads: as everybody else has.
-    """
+    """Dense graphs and their MACs, by input size in px, in OpenVINO: in bf16 where the CPU has it, as the name tells."""
     try:
         import openvino
     except ImportError:
@@ -212,13 +207,11 @@ def openvino_dense(graphs: Mapping[int, tuple[Path, int]], threads: int) -> list
 
     def rival(size_px: int, file: Path, macs: int) -> Rival:
         source = core.read_model(file)
-        compiled: dict[int, Any] = {}
 
+        @cache
         def prepared(batch_size: int) -> Any:
-            if batch_size not in compiled:
-                source.reshape([batch_size, size_px, size_px, 3])
-                compiled[batch_size] = core.compile_model(source, "CPU", wanted)
-            return compiled[batch_size]
+            source.reshape([batch_size, size_px, size_px, 3])
+            return core.compile_model(source, "CPU", wanted)
 
         def run(images: Pixels) -> Answer:
             return Answer(prepared(len(images))([images])[0])

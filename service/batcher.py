@@ -240,8 +240,7 @@ class Batcher:
         asyncio.get_running_loop().call_soon(self._account, run)  # answers leave before their account is made
 
     def _account(self, run: Run) -> None:
-        with self._lock:
-            error_ratio = self._cost.learn(run.size_px, run.thresholds, run.output.kept, run.inference_s)
+        error_ratio = self._cost.learn(run.size_px, run.thresholds, run.output.kept, run.inference_s)
         oldest_s = run.started_s - min(entry.admitted_s for entry in run.entries)
         self._on_batch(BatchStats(run.size_px, len(run.entries), run.reason, oldest_s, run.inference_s, error_ratio))
 
@@ -266,7 +265,7 @@ class Batcher:
         if batch is None:
             return False
         run = self._runner.run(batch)
-        if run is None and not batch.is_unwanted:
+        if run is None and len(batch.entries) > 1 and not batch.is_unwanted:
             for alone in self._runner.each(batch):
                 tell(self._resolve, alone)
         tell(self._finish, batch, run)

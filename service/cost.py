@@ -111,7 +111,7 @@ class _FadingLine:
     """Least squares of y = fixed + slope * x over points whose weights fade; both parts are at least 0."""
 
     def __init__(self) -> None:
-        self._sums = (0.0,) * 5  # of 1, x, x*x, y, x*y
+        self._sums = (0.0,) * 5  # of 1, x, x*x, y, x*y; replaced as a whole, as the engine's thread reads it
 
     def add(self, x: float, y: float) -> None:
         """Take in a point."""

@@ -71,7 +71,7 @@ class Runner:
     def each(self, batch: Batch) -> Iterator[Run]:
         """Run the rows of a failed batch one by one; without those that are dead, or fail alone, too."""
         for row, entry in enumerate(batch.entries):
-            if len(batch.entries) == 1 or entry.is_dead(self._clock()):
+            if entry.is_dead(self._clock()):
                 continue
             try:
                 yield self._infer(batch, range(row, row + 1), "retry")
