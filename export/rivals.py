@@ -196,7 +196,7 @@ def timm_compiled(model: PrunedViT, macs: int, backend: Any = "inductor") -> lis
 
 
 def openvino_dense(graphs: Mapping[int, tuple[Path, int]], threads: int) -> list[Rival]:
-    """Dense graphs and their MACs, by input size in px, in OpenVINO: in bf16 where the CPU has it, as the name tells."""
+    """Dense graphs and their MACs, by input size in px, in OpenVINO: in bf16 where the CPU has it, as named."""
     try:
         import openvino
     except ImportError:
