@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from export import benchmark_plot, precision
 from export.equal_accuracy import compare, in_words
-from export.gemm import gemm_gflops
+from export.gemm import gemm_gflops, layer_products
 from export.parity import image_array
 from export.rival_accuracy import known
 from export.rivals import Pixels, Rival, all_rivals, write_dense
@@ -178,8 +178,9 @@ def run(bundle: Bundle, options: argparse.Namespace) -> dict[str, Any]:
     pixels = load_images(options.images or str(options.bundle / "samples"), "test", 1)
     images = {size_px: image_array(pixels, size_px) for size_px in bundle.manifest.sizes_px}
     threads, accuracy = usable_cpus(), known(bundle)
-    rivals, rows = all_rivals(bundle, points, threads), []
-    best_gemm = gemm_gflops(checkpoint.load(bundle.path), threads)
+    model, rows = checkpoint.load(bundle.path), []
+    rivals = all_rivals(bundle, points, threads) + list(layer_products(model, bundle.manifest.sizes_px, threads))
+    best_gemm = gemm_gflops(model, threads)
     for batch_size in tqdm(batch_sizes, desc="batch sizes"):
         times = measure(rivals, images, batch_size, options.seconds)
         rows += [asdict(row) for row in rows_of(times, batch_size, accuracy, best_gemm)]

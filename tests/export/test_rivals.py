@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from export.gemm import gemm_gflops
+from export.gemm import PRODUCTS, LayerProducts, gemm_gflops, layer_products
 from export.graph import DenseViT, MergedViT, example_inputs
 from export.quantise import Range, products
 from export.rivals import (
@@ -187,3 +187,17 @@ def test_what_isnt_installed_is_left_out_and_said(
 
 def test_products_of_the_models_shapes_have_a_rate(tiny_bundle: Path) -> None:
     assert 0.1 < gemm_gflops(checkpoint.load(tiny_bundle), 1) < 10_000
+
+
+def test_products_alone_cost_what_the_layers_multiply_and_run_on_as_many_tokens(tiny_bundle: Path) -> None:
+    model = checkpoint.load(tiny_bundle)
+    for size_px, rival in zip((64, 32), layer_products(model, (64, 32), 1), strict=True):
+        products, images = LayerProducts(at_size(model, size_px)), pixels(load_bundle(tiny_bundle), size_px, 5)
+        answer = rival.run(images.numpy())
+        tokens = torch.zeros(5, 1 + (size_px // 16) ** 2, model.vit.embed_dim)
+        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+            rows = products(tokens)
+        assert (rival.kind, rival.size_px, rival.exact) == (PRODUCTS, size_px, False)
+        assert answer.logits.shape == rows.shape
+        assert rival.macs(answer) == counter.get_total_flops() / 2 / len(images)
+        assert rival.macs(answer) < load_bundle(tiny_bundle).manifest.graph(size_px).dense_macs
