@@ -99,7 +99,7 @@ def tradeoff(result: Row) -> str:
         return "Accuracy against p99 latency"
     row = max(close, key=lambda row: p99_ms(base[row["rate"]]) / p99_ms(row))
     sides = [
-        f"{p99_ms(one):.0f} ms at {named(one['query'])} ({100 * top1[one['query']]:.1f} % right)"
+        f"{p99_ms(one):.0f} ms at {named(one['query'])} ({100 * top1[one['query']]:.1f}\u00a0%\u00a0right)"
         for one in (base[row["rate"]], row)
     ]
     return f"p99 at {row['rate_rps']:.3g} arrivals/s: {', '.join(sides)}"

@@ -41,6 +41,7 @@ PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.4g} %")
 PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 BEHIND_TEXT = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.8}
 MARKED: Row = {"marker": "o", "markersize": 5}
+LETTER = 0.0092  # width of one, of the axis' width
 ADAPTIVE: Row = {"color": ORANGE, "linestyle": ":", "linewidth": 1.8, "marker": "*", "markersize": 10}
 ACCURACY_BINS = 6  # of a ramp: an accuracy needs more answers than a latency
 
@@ -127,8 +128,6 @@ def accuracy_against_latency(result: Row) -> Figure:
         at = [(p99_ms(row), row["summary"]["top1"]["value"]) for row in rows]
         axis.plot(*zip(*at, strict=True), **ADAPTIVE, label=f"{named(query)}, adaptive,\nat the same rates")
     _log(axis, "x")
-    left, right = axis.get_xlim()
-    axis.set_xlim(left / 2.2, right)  # room for the names
     _name_levels(axis, {named(query): top1[query]["value"] for query in lines})
     panel(axis, "p99 latency, ms (better to the left)", f"top-1 accuracy, {images_in_words(result)}", percent_y=True)
     axis.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
@@ -136,8 +135,10 @@ def accuracy_against_latency(result: Row) -> Figure:
 
 
 def _name_levels(axis: Axes, levels: dict[str, float]) -> None:
-    """Each operating point's name at the left edge, at its accuracy, or as near as the name below it lets it be."""
-    low, high = axis.get_ylim()
+    """Each operating point's name left of what is drawn, at its accuracy, or as near as the name below lets it be."""
+    (left, right), (low, high) = axis.get_xlim(), axis.get_ylim()
+    share = min(0.5, 0.02 + LETTER * max(map(len, levels)))  # of the axis, which is logarithmic
+    axis.set_xlim(left * (left / right) ** (share / (1 - share)), right)
     least, at = (high - low) / 26, low
     for name, level in sorted(levels.items(), key=lambda item: item[1]):
         axis.axhline(level, color=FAINT, linewidth=0.5, alpha=0.6, zorder=0)
