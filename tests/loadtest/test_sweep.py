@@ -92,7 +92,7 @@ def test_titles_say_what_was_found(swept: Path) -> None:
     titles = [draw(result).get_suptitle() for draw in plots.figures(result).values()]
     assert titles[0].startswith("99 % within 250 ms: 80 requests/s at threshold 0")
     assert re.match(
-        r"p99 at \d+ arrivals/s: \d+ ms at threshold 0 \(100.0 % right\), \d+ ms at threshold 0.5", titles[1]
+        r"p99 at \d+ arrivals/s: \d+ ms at threshold 0 \(100.0\s%\sright\), \d+ ms at threshold 0.5", titles[1]
     )
     assert "% with fixed compute" in titles[2]
     assert "threshold 0.5" in titles[3]
