@@ -2,13 +2,14 @@
 
     python -m export.benchmark --bundle models/zoo/cifar100-vits14
 
-Who the rivals are, `export.rivals` says. Runs are interleaved (every rival once a round, each round in an order of its
-own) on real images, all with the same threads, and compared by their medians in the one run (two looks, which take more
-time for some images, by their means). For each batch size and rival: top-1 on the test images, as the
-bundle's files have it, MACs against dense, images a second, the speed-up against dense, the ideal one (dense MACs / its
-MACs), how much of it was realised, and its GFLOP/s against the best product of the model's shapes. Below: how fast
-token merging and lower resolution are where they are as accurate as the presets, and as two looks. Some fifteen
-minutes; the last line of the output is one JSON object.
+Who the rivals are, `export.rivals` says; beside them stand the layers' matrix products alone, a bound for float32.
+Runs are interleaved (every rival once a round, each round in an order of its own) on real images, all with the same
+threads, and compared by their medians in the one run (two looks, which take more time for some images, by their
+means). For each batch size and rival: top-1 on the test images, as the bundle's files have it, MACs against dense,
+images a second, the speed-up against dense, the ideal one (dense MACs / its MACs), how much of it was realised, and
+its GFLOP/s against the best product of the model's shapes. Below: how fast token merging and lower resolution are
+where they are as accurate as the presets, and as two looks. Some fifteen minutes; the last line of the output is one
+JSON object.
 """
 
 from __future__ import annotations

@@ -19,12 +19,11 @@ from onnx import TensorProto, helper
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from export.rivals import Answer, Pixels, Rival, constant
+from export.rivals import Answer, Pixels, Rival, constant, session
 from export.to_onnx import OPSET, trace
 from models.backbone import reads_prefix_only
 from models.checkpoint import at_size
 from models.pruned_vit import PrunedViT
-from service.execution import CPU, Execution, session_options
 
 PRODUCTS = "products"
 
@@ -48,12 +47,12 @@ def gemm_gflops(model: PrunedViT, threads: int) -> float:
         product = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
-        session = ort.InferenceSession(product.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        alone = ort.InferenceSession(product.SerializeToString(), options, providers=["CPUExecutionProvider"])
         for rows in (64, 256, 1024):
             x = rng.standard_normal((rows, inner)).astype(np.float32)
             for _ in range(20):
                 start = time.perf_counter()
-                session.run(None, {"x": x})
+                alone.run(None, {"x": x})
                 best = max(best, 2e-9 * rows * inner * outer / (time.perf_counter() - start))
     return best
 
@@ -67,6 +66,7 @@ class LayerProducts(nn.Module):
     def __init__(self, model: PrunedViT) -> None:
         super().__init__()
         self.vit = model.vit
+        self.shape = model.vit.num_prefix_tokens + model.patches, model.vit.embed_dim  # of an image's tokens
 
     def forward(self, tokens: Tensor) -> Tensor:
         every, given = tokens.flatten(0, 1), []
@@ -83,10 +83,9 @@ class LayerProducts(nn.Module):
 
     def macs(self) -> int:
         """MACs of one image at the model's input size."""
-        prefix, width, total = self.vit.num_prefix_tokens, self.vit.embed_dim, 0
-        tokens = prefix + int(self.vit.patch_embed.num_patches)
+        (tokens, width), total = self.shape, 0
         for block in self.vit.blocks:
-            rows = prefix if self._reads_prefix(block) else tokens
+            rows = self.vit.num_prefix_tokens if self._reads_prefix(block) else tokens
             total += 2 * tokens * width**2 + 2 * rows * width * (width + block.mlp.fc1.out_features)
         return total
 
@@ -95,23 +94,19 @@ class LayerProducts(nn.Module):
 
 
 def layer_products(model: PrunedViT, sizes_px: Sequence[int], threads: int) -> Iterator[Rival]:
-    """What the products of the dense model's layers take alone, at each input size: nobody in float32 is faster."""
-    options = session_options(Execution((CPU,), "float32", threads, max_batch_size=32))
+    """What the products of the dense model's layers take alone, at each input size: a bound for float32 here."""
     for size_px in tqdm(sizes_px, desc="exporting products", leave=False):
         products = LayerProducts(at_size(model, size_px)).eval()
-        vit = products.vit
-        shape = vit.num_prefix_tokens + int(vit.patch_embed.num_patches), vit.embed_dim
-        graph = trace(products, (torch.zeros(3, *shape),), (("tokens",), ("rows",)))
-        session = ort.InferenceSession(graph.SerializeToString(), options, providers=[CPU])
-        name, run = "ONNX Runtime, products alone", _on_any_tokens(session, shape)
-        yield Rival(PRODUCTS, name, size_px, constant(products.macs()), run)
+        graph = trace(products, (torch.zeros(3, *products.shape),), (("tokens",), ("rows",)))
+        run = _on_any_tokens(session(graph.SerializeToString(), threads), products.shape)
+        yield Rival(PRODUCTS, "ONNX Runtime, products alone", size_px, constant(products.macs()), run)
 
 
-def _on_any_tokens(session: ort.InferenceSession, shape: tuple[int, int]) -> Callable[[Pixels], Answer]:
+def _on_any_tokens(made: ort.InferenceSession, shape: tuple[int, int]) -> Callable[[Pixels], Answer]:
     """Runs on as many tokens as the images have, whatever they show."""
 
     @cache
     def tokens(images: int) -> NDArray[np.float32]:
         return np.random.default_rng(0).standard_normal((images, *shape), np.float32)
 
-    return lambda images: Answer(session.run(None, {"tokens": tokens(len(images))})[0])
+    return lambda images: Answer(made.run(None, {"tokens": tokens(len(images))})[0])

@@ -261,10 +261,10 @@ def ours(bundle: Bundle, precision: Precision, points: Sequence[Choice], threads
     return [twice(*point[:3], second.size_px) if second else once(*point[:2]) for point, second in looks]
 
 
-def session(file: Path, threads: int) -> ort.InferenceSession:
-    """A graph in ONNX Runtime, options as the served engine has them."""
+def session(graph: Path | bytes, threads: int) -> ort.InferenceSession:
+    """A graph, its file or itself, in ONNX Runtime, options as the served engine has them."""
     options = session_options(Execution((CPU,), "float32", threads, max_batch_size=32))
-    return ort.InferenceSession(file, options, providers=[CPU])
+    return ort.InferenceSession(graph, options, providers=[CPU])
 
 
 def left_out(name: str, why: str) -> None:

@@ -50,8 +50,8 @@ def choose_execution(
 ) -> Execution:
     """Settle what was left open, and refuse what can't be.
 
-    One instance with all threads, rather than one for each core: that would answer a tenth more in batches, but hold
-    the weights once a core and take 1.6 times as long for a single image.
+    One instance with all threads, rather than one for each core: that would answer little more in batches, but hold
+    the weights once a core and take 1.6 to 1.8 times as long for a single image.
 
     Args:
         provider: `auto` takes CUDA where it is available, but the CPU for int8; the CPU otherwise. Never TensorRT,

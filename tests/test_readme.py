@@ -241,6 +241,7 @@ def test_the_table_of_presets_and_two_looks_is_what_was_measured() -> None:
     assert said
     assert {"avx512_vnni", "avx512_bf16"} <= set(bench["machine"]["instructions"])
     equal = next(row for row in bench["equal_accuracy"] if (row["setting"], row["precision"]) == ("balanced", "int8"))
+    assert all("bf16" in row["rival"] for row in bench["rows"] if row["precision"] == "openvino")
     found = equal["images_s"], equal["rivals"]["dense-int8"], equal["rivals"]["openvino"]
     assert [int(each) for each in said.groups()] == [round(each) for each in found]
 

@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -85,6 +86,16 @@ def test_pictures_page_and_tables_are_written(swept: Path) -> None:
     assert 'src="data:' in page
     lines = (swept / "table.csv").read_text().splitlines()
     assert len(lines) == 1 + len(result_of(swept)["cells"])
+
+
+def test_names_of_operating_points_hide_none_of_them(swept: Path) -> None:
+    figure = plots.accuracy_against_latency(result_of(swept))
+    figure.draw_without_rendering()
+    (axis,) = figure.axes
+    names = [text.get_window_extent().x1 for text in axis.texts]
+    points = [axis.transData.transform(line.get_xydata())[:, 0] for line in axis.lines if line.get_marker() != "None"]
+    assert len(names) == 2
+    assert max(names) < np.concatenate(points).min()
 
 
 def test_titles_say_what_was_found(swept: Path) -> None:
