@@ -29,6 +29,7 @@ from service.artifact import load_bundle
 from service.cpu import usable_cpus
 from service.errors import ServiceError
 from service.execution import CPU, Execution, session_options
+from service.onnx_engine import run_in_pool
 
 Run = Callable[[NDArray[np.uint8], NDArray[np.float32]], Any]
 THRESHOLD = 0.3
@@ -64,6 +65,7 @@ def alternatives(file: Path, execution: Execution) -> dict[str, Run]:
 
     return {
         SERVED: changed(lambda options: None),
+        "two runs at once, half the batch each": _two_runs(file, execution),
         "an instance for each core": _instances(file, execution),
         "no arena": changed(no_arena),
         "memory planned for the last shape": changed(plan_memory),
@@ -100,15 +102,28 @@ def _session(file: Path, options: ort.SessionOptions) -> Run:
     return lambda images, threshold: session.run(None, {"images": images, "threshold": threshold})
 
 
+def _two_runs(file: Path, execution: Execution) -> Run:
+    """One session, which the service gives a second batch while it runs a first; one image is a run alone."""
+    session = ort.InferenceSession(file, session_options(execution), providers=[CPU])
+
+    def beside(images: NDArray[np.uint8], threshold: NDArray[np.float32]) -> None:
+        run_in_pool(session, {"images": images, "threshold": threshold}, ort.RunOptions())
+
+    return _dealt([lambda images, threshold: session.run(None, {"images": images, "threshold": threshold}), beside])
+
+
 def _instances(file: Path, execution: Execution) -> Run:
-    """A session of one thread for each core; a batch is dealt to them, so one image has one core."""
-    count = execution.threads
-    sessions = [_session(file, session_options(execution._replace(threads=1))) for _ in range(count)]
-    pool = ThreadPoolExecutor(count)
+    """A session of one thread for each core, so one image has one core."""
+    return _dealt([_session(file, session_options(execution._replace(threads=1))) for _ in range(execution.threads)])
+
+
+def _dealt(runs: list[Run]) -> Run:
+    """A batch dealt to several that run at once."""
+    pool = ThreadPoolExecutor(len(runs))
 
     def run(images: NDArray[np.uint8], threshold: NDArray[np.float32]) -> None:
-        parts = [rows for rows in np.array_split(np.arange(len(images)), count) if len(rows)]
-        list(pool.map(lambda each: each[0](images[each[1]], threshold[each[1]]), zip(sessions, parts, strict=False)))
+        parts = [rows for rows in np.array_split(np.arange(len(images)), len(runs)) if len(rows)]
+        list(pool.map(lambda each: each[0](images[each[1]], threshold[each[1]]), zip(runs, parts, strict=False)))
 
     return run
 

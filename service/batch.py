@@ -39,6 +39,7 @@ class BatchStats:
     reason: Reason  # why it left: engine idle; engine came free; rows used up; work used up; one row after a failure
     oldest_queue_s: float
     inference_s: float
+    engine_s: float  # its share of that: of each second in which two run, half
     prediction_error_ratio: float | None  # actual over predicted seconds; None while nothing could be predicted
 
 

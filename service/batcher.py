@@ -2,10 +2,10 @@
 
 The shape is that of text-embeddings-inference's queue: nobody ever waits for company. An idle engine takes what is
 there at once; while it runs, arrivals are staged in the next batch (`backlog.py`), which stays open until the engine is
-free. A batch holds one input size, any mix of thresholds, and no more predicted work than `max_batch_work_s`; who is
-due first goes first. The queue is bounded in images and in seconds of predicted work.
+free, or the one beside it. A batch holds one input size, any mix of thresholds, and no more predicted work than
+`max_batch_work_s`; who is due first goes first. The queue is bounded in images and in seconds of predicted work.
 
-The engine's thread takes its next batch itself: were it the event loop that hands it over, the engine would stand still
+The engine's threads take their next batch themselves: were it the event loop that hands it over, they would stand still
 while the loop is busy with a batch's answers and the requests that follow them.
 
 Every accepted image resolves exactly once: an answer, a typed error, its deadline, or its caller's cancellation. Dead
@@ -31,13 +31,13 @@ from service.batch import PATIENCE_S, Answer, Batch, BatchStats, Entry
 from service.cost import Cost
 from service.engine import Engine
 from service.errors import InferenceFailed, NotReady, Overloaded
-from service.runner import Run, Runner
+from service.runner import Run, Runner, Runners
 
 
 class Batcher:
-    """Admits images, runs them in batches on one engine thread, and answers each.
+    """Admits images, runs them in batches on the engine's threads, and answers each.
 
-    Public methods belong to the event loop, futures too. What both threads change is changed under `_lock`.
+    Public methods belong to the event loop, futures too. What several threads change is changed under `_lock`.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Batcher:
         on_terminate: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._runner = Runner(engine, cost, on_terminate, clock)
+        self._runners = Runners(engine, cost, on_terminate, clock)
         self._cost = cost
         self._max_pending = max_pending
         self._max_batch_work_s = max_batch_work_s
@@ -64,9 +64,12 @@ class Batcher:
         self._backlog = Backlog(
             max_batch_size=max_batch_size, affords=lambda macs: cost.seconds(macs) <= max_batch_work_s
         )
-        self._lock = threading.Condition()
+        self._lock = threading.RLock()
+        # What the runners' threads wait for: an image; an image beside what runs.
+        self._arrived, self._arrived_beside = threading.Condition(self._lock), threading.Condition(self._lock)
         self._taken: list[Batch] = []  # with the engine, or their answers on the way to the loop
-        self._resting = True  # the engine's thread waits for work
+        self._resting = True  # the first runner's thread waits for work
+        self._at_work = 0  # threads that haven't ended
         self._refusing = False
         self.idle = asyncio.Event()  # set while nothing is pending
         self.idle.set()
@@ -77,7 +80,9 @@ class Batcher:
     def start(self) -> None:
         """Begin to serve; needs a running event loop."""
         self._loop = asyncio.get_running_loop()
-        threading.Thread(target=self._work, args=[self._loop], name="engine", daemon=True).start()
+        for runner, take in zip(self._runners, (self._next, self._next_beside), strict=False):
+            self._at_work += 1
+            threading.Thread(target=self._work, args=[self._loop, runner, take], name="engine", daemon=True).start()
 
     def now(self) -> float:
         """The clock that deadlines are measured with."""
@@ -100,7 +105,7 @@ class Batcher:
         """Seconds since the last progress while there is work; 0 when idle, infinite if the thread is gone."""
         if self._ended.is_set() and not self._refusing:
             return math.inf
-        return self._clock() - max(self._admitted_s, self._runner.last_progress) if self.pending else 0.0
+        return self._clock() - max(self._admitted_s, self._runners.last_progress) if self.pending else 0.0
 
     def run_s(self, size_px: int, threshold: float, images: int) -> float:
         """Seconds that such images take in the engine alone; 0 while nothing is known."""
@@ -168,11 +173,11 @@ class Batcher:
                 entry = Entry(image, threshold, deadline, now_s, macs, loop.create_future(), later_macs, since_s)
                 if deadline is not None:
                     entry.expire_in(deadline - now_s)
-                entry.future.add_done_callback(lambda _: self._runner.terminate_unwanted())
+                entry.future.add_done_callback(lambda _: self._runners.terminate_unwanted())
                 self._backlog.add(entry, while_busy=not self._resting)
                 futures.append(entry.future)
-            if self._resting:
-                loop.call_soon(self._wake)  # and not now: who comes in the same turn of the loop goes along
+            # And not now: who comes in the same turn of the loop goes along.
+            loop.call_soon(self._wake, self._arrived if self._resting else self._arrived_beside)
         self.idle.clear()
         return futures
 
@@ -180,7 +185,8 @@ class Batcher:
         """Refuse new images, finish the accepted ones, stop. False if some had to be failed after `timeout_s`."""
         with self._lock:
             self._refusing = True
-            self._lock.notify()
+            self._arrived.notify()
+            self._arrived_beside.notify()
         in_time = True
         if self._loop is not None:
             try:
@@ -204,20 +210,25 @@ class Batcher:
     def _after_run_s(self, macs: float) -> float:
         """Seconds until so many MACs are done, after what was taken and the second looks that it brings."""
         macs += sum(entry.later_macs for batch in self._taken for entry in batch.entries)
-        return self._runner.left_s + (self._cost.seconds(macs) if macs else 0.0)
+        return self._runners.left_s + (self._cost.seconds(macs) if macs else 0.0)
 
     def _has_room(self, images: int, counted: bool) -> bool:
         if len(self._backlog) + images > self._max_pending:
             return False
         return counted or not len(self._backlog) or self.pending_work_s <= self._max_pending_work_s
 
-    def _wake(self) -> None:
+    def _wake(self, arrived: threading.Condition) -> None:
         with self._lock:
-            self._lock.notify()
+            arrived.notify()
 
     def _rest(self) -> None:
         if not self.pending:
             self.idle.set()
+
+    def _end(self) -> None:
+        self._at_work -= 1
+        if not self._at_work or not self._refusing:  # else the others finish what was accepted
+            self._ended.set()
 
     def _finish(self, batch: Batch, run: Run | None) -> None:
         """Resolve whoever waits for the batch, whatever happened; `run` is of all its rows, if that went well."""
@@ -240,12 +251,15 @@ class Batcher:
         asyncio.get_running_loop().call_soon(self._account, run)  # answers leave before their account is made
 
     def _account(self, run: Run) -> None:
-        error_ratio = self._cost.learn(run.size_px, run.thresholds, run.output.kept, run.inference_s)
+        error_ratio = self._cost.learn(run.size_px, run.thresholds, run.output.kept, run.engine_s)
         oldest_s = run.started_s - min(entry.admitted_s for entry in run.entries)
-        self._on_batch(BatchStats(run.size_px, len(run.entries), run.reason, oldest_s, run.inference_s, error_ratio))
+        took_s = run.inference_s, run.engine_s
+        self._on_batch(BatchStats(run.size_px, len(run.entries), run.reason, oldest_s, *took_s, error_ratio))
 
-    def _work(self, loop: asyncio.AbstractEventLoop) -> None:
-        """The engine's thread: batch after batch, without asking the loop."""
+    def _work(
+        self, loop: asyncio.AbstractEventLoop, runner: Runner, take: Callable[[Callable[[], None]], Batch | None]
+    ) -> None:
+        """A runner's thread: batch after batch, without asking the loop."""
 
         def tell(callback: Callable[..., object], *args: object) -> None:
             with suppress(RuntimeError):  # the loop is closed, and nobody is left who waits
@@ -254,31 +268,33 @@ class Batcher:
         # By way of `call_soon` the loop rests only once the account of the last run is made.
         rest = partial(tell, loop.call_soon, self._rest)
         try:
-            while self._work_on_next(tell, rest):
-                pass
+            runner.work(partial(take, rest), partial(tell, self._resolve), partial(tell, self._finish))
         finally:
-            tell(self._ended.set)
-
-    def _work_on_next(self, tell: Callable[..., None], rest: Callable[[], None]) -> bool:
-        """Run what is due, as soon as there is anything, and tell the loop; False once no more will come."""
-        batch = self._next(rest)
-        if batch is None:
-            return False
-        run = self._runner.run(batch)
-        if run is None and len(batch.entries) > 1 and not batch.is_unwanted:
-            for alone in self._runner.each(batch):
-                tell(self._resolve, alone)
-        tell(self._finish, batch, run)
-        return True
+            tell(self._end)
 
     def _next(self, rest: Callable[[], None]) -> Batch | None:
+        """The batch that comes next, once there is one; None if no more will come."""
         with self._lock:
-            while (batch := self._backlog.take(self._clock())) is None and not self._refusing:
+            while (batch := self._take()) is None and not self._refusing:
                 self._resting = True
                 rest()
-                self._lock.wait()
+                self._arrived.wait()
             self._resting = False
-            if batch is not None:
-                self._taken.append(batch)
-                self._backlog.open_next()
             return batch
+
+    def _next_beside(self, rest: Callable[[], None]) -> Batch | None:
+        """The batch that comes next, once the first runner is busy and leaves one."""
+        with self._lock:
+            while (batch := None if self._resting else self._take()) is None and not self._refusing:
+                rest()
+                self._arrived_beside.wait()
+            return batch
+
+    def _take(self) -> Batch | None:
+        batch = self._backlog.take(self._clock())
+        if batch is not None:
+            self._taken.append(batch)
+            self._backlog.open_next()
+            if len(self._backlog):
+                self._arrived_beside.notify()
+        return batch

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -27,6 +29,11 @@ class Engine(Protocol):
         """Of the large matrix products."""
         ...
 
+    @property
+    def beside(self) -> Engine | None:
+        """The same model for a run at the same time, on the same threads; None: one run at a time."""
+        ...
+
     def infer(self, images: NDArray[np.uint8], threshold: NDArray[np.float32]) -> EngineOutput:
         """Classify `images` (B, H, W, 3) RGB, each row with its own score threshold (B,) in [0, 1]."""
         ...
@@ -34,6 +41,11 @@ class Engine(Protocol):
     def terminate(self) -> None:
         """Ask a running `infer`, from another thread, to fail soon; without effect if none runs."""
         ...
+
+
+def at_once(engine: Engine) -> list[Engine]:
+    """The engines that may run at the same time: this one, and the one beside it if there is one."""
+    return [engine] if engine.beside is None else [engine, engine.beside]
 
 
 def check_output(output: EngineOutput, *, rows: int) -> None:
@@ -49,10 +61,17 @@ def warm_up(engine: Engine, sizes_px: Sequence[int], *, max_batch_size: int) -> 
     """Run the largest batch of the largest size, then one image of every size, with gates and without.
 
     The first runs pay for allocation and kernel choice; here nobody waits for them. The largest one skips next to
-    nothing, but meets every gate: nothing takes more memory.
+    nothing, but meets every gate: nothing takes more memory. Two that may run at once have half of its rows each.
     """
-    largest = (max(sizes_px), max_batch_size, 1e-6)
-    for size_px, batch_size, threshold in (largest, *((px, 1, level) for px in sizes_px for level in (0.5, 0.0))):
-        images = np.zeros((batch_size, size_px, size_px, 3), np.uint8)
-        output = engine.infer(images, np.full(batch_size, threshold, np.float32))
-        check_output(output, rows=batch_size)
+
+    def run(each: Engine, size_px: int, rows: int, threshold: float) -> None:
+        output = each.infer(np.zeros((rows, size_px, size_px, 3), np.uint8), np.full(rows, threshold, np.float32))
+        check_output(output, rows=rows)
+
+    engines = at_once(engine)
+    rows = math.ceil(max_batch_size / len(engines))
+    with ThreadPoolExecutor(len(engines)) as threads:
+        list(threads.map(lambda each: run(each, max(sizes_px), rows, 1e-6), engines))
+    for size_px in sizes_px:
+        for threshold in (0.5, 0.0):
+            run(engine, size_px, 1, threshold)

@@ -32,6 +32,7 @@ class Execution(NamedTuple):
     precision: Precision
     threads: int  # that compute one batch, on the CPU
     max_batch_size: int
+    runs: int = 1  # of one session at once
 
     @property
     def on_gpu(self) -> bool:
@@ -45,13 +46,16 @@ def choose_execution(
     *,
     threads: int,
     max_batch_size: int,
+    runs: int = 1,
     available: Sequence[str],
     offered: Collection[Precision],
 ) -> Execution:
     """Settle what was left open, and refuse what can't be.
 
-    One instance with all threads, rather than one for each core: that would answer little more in batches, but hold
-    the weights once a core and take 1.6 to 1.8 times as long for a single image.
+    One instance with all threads, rather than one for each core: that would hold the weights once a core and take 1.6
+    to 1.8 times as long for a single image. But the threads of a run wait for each other at every operator, so what the
+    event loop takes of one CPU is lost on all. Two runs at once wait less: the second one runs on a thread of the same
+    session's, and each on what the other leaves it; a run that has none beside it takes all threads.
 
     Args:
         provider: `auto` takes CUDA where it is available, but the CPU for int8; the CPU otherwise. Never TensorRT,
@@ -62,6 +66,7 @@ def choose_execution(
             into pieces.
         threads: at least 1.
         max_batch_size: rows of the largest batch.
+        runs: at once, where there are as many threads; a GPU gets one after the other.
         available: execution providers that can run here.
         offered: precisions that the bundle has graphs in.
 
@@ -83,7 +88,8 @@ def choose_execution(
             "install the extra `service-gpu` instead of `service-cpu`; or set SKIPVIT_PROVIDER=auto"
         )
     chain = {"cpu": [CPU], "cuda": [CUDA, CPU], "tensorrt": [TENSORRT, CUDA, CPU]}[provider]
-    return Execution(tuple(name for name in chain if name in available), precision, threads, max_batch_size)
+    providers = tuple(name for name in chain if name in available)
+    return Execution(providers, precision, threads, max_batch_size, min(runs, threads) if provider == "cpu" else 1)
 
 
 def provider_entries(execution: Execution, sizes_px: Sequence[int]) -> list[ProviderEntry]:

@@ -70,6 +70,7 @@ class Metrics:
         self._samples = counter("guard_samples_total", "Answers computed again at full compute.", ("model", "agreed"))
         self._cache_requests = counter("cache_requests_total", "Images looked up in the cache.", ("model", "found"))
         self._batches = counter("batches_total", "Runs of the engine by why they left.", ("model", "reason"))
+        self._busy_s = counter("engine_busy_seconds_total", "Seconds in which the engine ran anything.", ("model",))
         self._keys = counter("api_key_requests_total", "Requests by the name of their API key.", ("key",))
         self._pending = gauge("pending_requests", "Images accepted and not yet answered.")
         self._pending_s = gauge("pending_work_seconds", "Seconds of work that pending images stand for.")
@@ -103,6 +104,7 @@ class Metrics:
         for found in ("hit", "coalesced", "miss"):
             self._cache_requests.labels(name, found)
         self._terminated.labels(name)
+        self._busy_s.labels(name)
         for reason in REASONS:
             self._batches.labels(name, reason)
         self._layers.begin(name, manifest.layers)
@@ -127,6 +129,7 @@ class Metrics:
         if stats.prediction_error_ratio is not None:
             self._prediction_error.observe(stats.prediction_error_ratio)
         self._inference_s.observe(stats.inference_s)
+        self._busy_s.labels(model).inc(stats.engine_s)
 
     def on_sample(self, model: str, agreed: bool, agreement: float) -> None:
         """The quality guard has judged an answer; `agreement` is the share of the last ones that agreed."""

@@ -38,6 +38,7 @@ def make_engine(settings: Settings, bundle: Bundle) -> Engine:
         precision=settings.precision,
         provider=settings.provider,
         max_batch_size=settings.max_batch_size,
+        runs=settings.concurrent_runs,
     )
 
 

@@ -57,6 +57,9 @@ class Settings(BaseSettings):
         description="Threads that compute one batch; 0 takes the CPUs the process may use. Fewer leave CPU to decoding "
         "and to neighbours, at the price of slower batches.",
     )
+    concurrent_runs: int = Field(
+        2, ge=1, le=2, description="Batches that share the CPUs at once. 2 answers more under load, 1 a batch sooner."
+    )
     engine: EngineName = Field(
         "onnxruntime",
         description="What runs the model. torchscript, for machines that have torch anyway, needs the extra "

@@ -44,6 +44,7 @@ class FakeEngine:
     """
 
     precision: Precision = "float32"
+    beside: FakeEngine | None = None
 
     def __init__(
         self, *, poison: frozenset[int] = frozenset(), not_finite: frozenset[int] = frozenset(), deaf: bool = False

@@ -38,7 +38,7 @@ def bundle() -> Bundle:
 
 @pytest.fixture(scope="module")
 def engine(bundle: Bundle) -> OnnxEngine:
-    return OnnxEngine(bundle, threads=2)
+    return OnnxEngine(bundle, threads=2, runs=2)
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +200,13 @@ def test_presets_spend_less_and_less_and_are_worth_it(bundle: Bundle) -> None:
     assert test[2] >= test[0] - 0.015
 
 
-def test_a_run_can_be_ended_and_the_next_one_is_none_the_worse(engine: OnnxEngine, images: NDArray[np.uint8]) -> None:
+@pytest.mark.parametrize("which", ["the engine", "the one beside it"])
+def test_a_run_can_be_ended_and_the_next_one_is_none_the_worse(
+    which: str, engine: OnnxEngine, images: NDArray[np.uint8]
+) -> None:
+    if which != "the engine":
+        assert engine.beside is not None
+        engine = engine.beside
     expected = engine.infer(images, np.zeros(len(images), np.float32)).logits
     many = np.concatenate([images] * 8)  # seconds of work, so that the run can't be over before it is ended
     with ThreadPoolExecutor(1) as thread:

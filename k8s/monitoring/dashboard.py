@@ -175,7 +175,7 @@ ROWS: dict[str, list[Panel]] = {
         Panel(
             "Engine busy",
             "percentunit",
-            [("{{pod}}", _rate("skipvit_inference_duration_seconds_sum", "pod"))],
+            [("{{pod}}", _rate("skipvit_engine_busy_seconds_total", "pod"))],
             "Share of time in which a batch runs; the autoscaler's second signal.",
             {"scale": 0.7},
         ),

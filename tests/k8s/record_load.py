@@ -84,7 +84,7 @@ async def scrape(pod: Pod) -> dict[str, float]:
 
     return {
         "pending": value("skipvit_pending_work_seconds"),
-        "busy": value("skipvit_inference_duration_seconds_sum"),
+        "busy": value("skipvit_engine_busy_seconds_total"),
         "ok": value('skipvit_requests_total{[^}]*outcome="ok"'),
         "no": value('skipvit_requests_total{[^}]*outcome="overloaded"'),
     }

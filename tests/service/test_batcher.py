@@ -31,6 +31,8 @@ async def running(engine: FakeEngine, **options: Any) -> AsyncIterator[Batcher]:
         yield batcher
     finally:
         engine.release()
+        if engine.beside is not None:
+            engine.beside.release()
         await batcher.drain(10)
 
 

@@ -25,15 +25,22 @@ STEPS = st.lists(
 
 
 @settings(deadline=None, max_examples=80)
-@given(steps=STEPS, max_batch_size=st.integers(1, 5), poison=st.frozensets(st.integers(0, 90), max_size=20))
+@given(
+    steps=STEPS,
+    max_batch_size=st.integers(1, 5),
+    poison=st.frozensets(st.integers(0, 90), max_size=20),
+    two=st.booleans(),
+)
 def test_whatever_comes_every_image_resolves_once_with_its_own_answer(
-    steps: list[Step], max_batch_size: int, poison: frozenset[int]
+    steps: list[Step], max_batch_size: int, poison: frozenset[int], two: bool
 ) -> None:
-    asyncio.run(play(steps, max_batch_size, poison))
+    asyncio.run(play(steps, max_batch_size, poison, two))
 
 
-async def play(steps: list[Step], max_batch_size: int, poison: frozenset[int]) -> None:
-    engine, clock, rows = FakeEngine(poison=poison), FakeClock(), list[int]()
+async def play(steps: list[Step], max_batch_size: int, poison: frozenset[int], two: bool) -> None:
+    engine, beside = FakeEngine(poison=poison), FakeEngine(poison=poison)
+    engine.beside = beside if two else None
+    clock, rows = FakeClock(), list[int]()
     submitted: list[tuple[Step, asyncio.Future[Answer], list[object]]] = []
     async with running(
         engine, max_batch_size=max_batch_size, max_pending=1000, clock=clock, on_batch=lambda one: rows.append(one.rows)
@@ -51,8 +58,9 @@ async def play(steps: list[Step], max_batch_size: int, poison: frozenset[int]) -
             elif fate == "yield":
                 await asyncio.sleep(0)
             else:
-                getattr(engine, fate)()
+                getattr((engine, beside)[value % 2], fate)()
         engine.release()
+        beside.release()
         assert await batcher.drain(10)
     for (fate, value, size_px, threshold), future, resolutions in submitted:
         assert len(resolutions) == 1
@@ -68,5 +76,6 @@ async def play(steps: list[Step], max_batch_size: int, poison: frozenset[int]) -
             assert label(answer) == value % CLASSES
             assert answer.kept.shape[1] == patches
             assert int(answer.kept[GATED[0]].sum()) == patches - round(threshold * patches)
-    assert all(len(batch) <= max_batch_size for batch in engine.batches)
+    assert two or not beside.batches
+    assert all(len(batch) <= max_batch_size for batch in engine.batches + beside.batches)
     assert sum(rows) == sum(fate == "submit" and value not in poison for fate, value, *_ in (s for s, *_ in submitted))

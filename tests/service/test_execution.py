@@ -88,6 +88,14 @@ def test_what_cant_be_is_refused_with_its_mend(
         chosen(provider, precision, available)
 
 
+@pytest.mark.parametrize(("provider", "threads", "runs"), [("cpu", 2, 2), ("cpu", 8, 2), ("cpu", 1, 1), ("cuda", 2, 1)])
+def test_a_cpu_with_threads_for_two_gets_two_runs_at_once(provider: Provider, threads: int, runs: int) -> None:
+    execution = choose_execution(
+        provider, "float32", threads=threads, max_batch_size=32, runs=2, available=GPU_RUNTIME, offered=ALL
+    )
+    assert execution.runs == runs
+
+
 def test_tensorrt_gets_one_range_of_shapes_for_all_batches() -> None:
     execution = choose_execution(
         "tensorrt", "float16", threads=2, max_batch_size=24, available=GPU_RUNTIME, offered=ALL

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,28 @@ def test_float16_is_near_and_its_rows_are_their_own(bundle: Bundle, onnx: OnnxEn
         assert np.array_equal(alone.kept[0], near.kept[3])
 
 
+@pytest.mark.parametrize("threads", [2, 4])
+def test_two_runs_at_once_give_what_one_gives(bundle: Bundle, threads: int) -> None:
+    engine = OnnxEngine(bundle, threads=threads, provider="cpu", runs=2)
+    assert engine.beside is not None
+    assert engine.beside.beside is None
+    images, threshold = noise(6, bundle.manifest.full.size_px), np.array([0, 0.3, 0.5, 0, 0.7, 1], np.float32)
+    expected = engine.infer(images, threshold)
+
+    def often(each: OnnxEngine) -> list[EngineOutput]:
+        return [each.infer(images, threshold) for _ in range(20)]
+
+    with ThreadPoolExecutor(2) as threads_of_both:
+        for found in sum(threads_of_both.map(often, (engine, engine.beside)), []):
+            np.testing.assert_allclose(found.logits, expected.logits, atol=1e-5)
+            assert np.array_equal(found.kept, expected.kept)
+
+
+def test_one_thread_makes_one_run_at_once(bundle: Bundle) -> None:
+    assert OnnxEngine(bundle, threads=1, provider="cpu", runs=2).beside is None
+    assert OnnxEngine(bundle, threads=2, provider="cpu", runs=1).beside is None
+
+
 def test_a_runtime_built_for_gpus_serves_on_the_cpu_where_no_gpu_is(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,8 +161,11 @@ def test_a_size_without_a_graph_is_an_error(onnx: OnnxEngine) -> None:
 
 
 def test_what_the_runtime_refuses_is_a_typed_error(bundle: Bundle, onnx: OnnxEngine) -> None:
-    with pytest.raises(InferenceFailed, match="ONNX Runtime failed"):
-        onnx.infer(noise(1, bundle.manifest.full.size_px), np.zeros((1, 1), np.float32))
+    two = OnnxEngine(bundle, threads=2, provider="cpu", runs=2)
+    for engine in (onnx, two, two.beside):
+        assert engine is not None
+        with pytest.raises(InferenceFailed, match="ONNX Runtime failed"):
+            engine.infer(noise(1, bundle.manifest.full.size_px), np.zeros((1, 1), np.float32))
 
 
 def test_a_bundle_whose_graph_doesnt_load_is_named(bundle: Bundle, tmp_path: Path) -> None:
