@@ -17,7 +17,7 @@ from service.errors import SettingsError
 from service.settings import ENV_PREFIX, Settings
 
 ONE_PROCESS = (
-    "one process serves with one engine thread, which uses all its CPUs (SKIPVIT_THREADS). Several workers would hold "
+    "one process serves with one engine, which uses all its CPUs (SKIPVIT_THREADS). Several workers would hold "
     "the weights several times, split batches, queue and load control between them, and answer /metrics with a random "
     "worker's share. Run more instances behind a load balancer instead; unset --workers and WEB_CONCURRENCY, or set 1"
 )
