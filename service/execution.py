@@ -54,8 +54,8 @@ def choose_execution(
 
     One instance with all threads, rather than one for each core: that would hold the weights once a core and take 1.6
     to 1.8 times as long for a single image. But the threads of a run wait for each other at every operator, so what the
-    event loop takes of one CPU is lost on all. Two runs at once wait less: the second one runs on a thread of the same
-    session's, and each on what the other leaves it; a run that has none beside it takes all threads.
+    event loop takes of one CPU is lost on all. Two runs at once wait less: the second one has one of the session's own
+    threads, and each what the other leaves it; a run that has none beside it takes all threads.
 
     Args:
         provider: `auto` takes CUDA where it is available, but the CPU for int8; the CPU otherwise. Never TensorRT,
