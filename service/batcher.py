@@ -114,7 +114,7 @@ class Batcher:
     def finish_s(self, size_px: int, threshold: float, images: int, deadline: float) -> float:
         """Seconds until such images would be answered if they came now; 0 while nothing is known.
 
-        Counts the rest of the running batch, what is due before, and the company their own batch may have.
+        Counts the rest of what runs, what is due before, and the company their own batch may have.
         """
         with self._lock:
             ahead, company = self._backlog.macs_around(min(deadline, self._clock() + PATIENCE_S), size_px)
