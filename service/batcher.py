@@ -222,7 +222,7 @@ class Batcher:
             arrived.notify()
 
     def _rest(self) -> None:
-        if not self.pending:
+        if self._resting and not self.pending:
             self.idle.set()
 
     def _end(self) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class TorchScriptEngine:
     """A bundle's TorchScript, one module for each input size, on a GPU where there is one; one thread at a time."""
 
-    beside = None
+    beside = None  # torch has one number of threads for the whole process
 
     def __init__(self, bundle: Bundle, *, threads: int, on_gpu: bool | None = None) -> None:
         """Load every file of the bundle's `torchscript.json`.

@@ -9,8 +9,9 @@ import pytest
 
 from service.batch import BatchStats
 from service.errors import InferenceFailed, NotReady
+from service.metrics import Metrics
 from service.runner import Share
-from tests.fakes import FakeClock, FakeEngine
+from tests.fakes import FakeClock, FakeEngine, fake_manifest
 from tests.service.test_batcher import busy, image, label, running
 
 
@@ -40,9 +41,9 @@ async def test_an_idle_engine_is_never_passed_over() -> None:
         first = await busy(engine, batcher)
         last = batcher.submit(image(7), 0.0, None)
         await last
-        beside.hold()
         engine.release()
         await first
+        await batcher.idle.wait()
         await batcher.submit(image(8), 0.0, None)
     assert engine.batches == [[0], [1], [2], [3], [4], [99], [8]]
     assert beside.batches == [[7]]
@@ -170,6 +171,16 @@ async def test_draining_waits_for_both() -> None:
         beside.release()
         assert await draining
         assert all(future.done() and future.exception() is None for future in accepted)
+
+
+def test_the_engine_is_busy_for_what_runs_are_charged_and_no_longer() -> None:
+    metrics = Metrics()
+    metrics.serve(fake_manifest(), "float32")
+    for inference_s, engine_s in ((2.0, 1.0), (7.0, 6.0)):
+        metrics.on_batch(fake_manifest().name, BatchStats(28, 1, "busy", 0.0, inference_s, engine_s, None))
+    text = metrics.expose()[0].decode()
+    assert f'skipvit_engine_busy_seconds_total{{model="{fake_manifest().name}"}} 7.0' in text
+    assert "skipvit_inference_duration_seconds_sum 9.0" in text
 
 
 def test_a_share_is_all_of_the_time_for_one_and_half_for_each_of_two() -> None:

@@ -76,6 +76,5 @@ async def play(steps: list[Step], max_batch_size: int, poison: frozenset[int], t
             assert label(answer) == value % CLASSES
             assert answer.kept.shape[1] == patches
             assert int(answer.kept[GATED[0]].sum()) == patches - round(threshold * patches)
-    assert two or not beside.batches
     assert all(len(batch) <= max_batch_size for batch in engine.batches + beside.batches)
     assert sum(rows) == sum(fate == "submit" and value not in poison for fate, value, *_ in (s for s, *_ in submitted))
