@@ -68,9 +68,9 @@ class Backlog:
                 company += entry.macs
         return ahead, company
 
-    def add(self, entry: Entry, *, while_busy: bool) -> None:
+    def add(self, entry: Entry) -> None:
         """Stage the entry in the next batch, or let it wait for a later one."""
-        self._place(entry, while_busy)
+        self._place(entry)
         if self._macs is not None:
             self._macs += entry.macs + entry.later_macs
             self._last_due_s = max(self._last_due_s, entry.due_s)
@@ -83,28 +83,26 @@ class Backlog:
     def sweep(self, now_s: float) -> None:
         """Forget dead entries and let those who wait have their places."""
         self._macs = None
-        was_busy = self._open is not None and self._open.while_busy
         if self._open is not None:
             self._open.drop_dead(now_s)
             if not self._open.entries:
                 self._close(self._open)
-        self._refill([entry for entry in self._waiting if not entry.is_dead(now_s)], was_busy)
+        self._refill([entry for entry in self._waiting if not entry.is_dead(now_s)])
 
     def take(self, now_s: float) -> Batch | None:
         """The batch that comes next, without dead entries; None if nobody waits. Give it back with `recycle`."""
         self.sweep(now_s)
         if self._open is not None and self._is_overtaken(self._open):
             entries = sorted(self, key=_due_s)
-            was_busy = self._open.while_busy
             self._close(self._open)
-            self._refill(entries, was_busy)
+            self._refill(entries)
         batch, self._open, self._macs = self._open, None, None
         return batch
 
     def open_next(self) -> None:
         """Stage the next batch from what waits; called once the engine runs."""
         if self._open is None:
-            self._refill(self._waiting, while_busy=True)
+            self._refill(self._waiting)
 
     def recycle(self, batch: Batch) -> None:
         """Take back the buffer of a batch that ran."""
@@ -114,14 +112,14 @@ class Backlog:
         """Forget everything."""
         self._waiting, self._open, self._macs = [], None, None
 
-    def _refill(self, entries: list[Entry], while_busy: bool) -> None:
+    def _refill(self, entries: list[Entry]) -> None:
         self._waiting = []
         for entry in entries:
-            self._place(entry, while_busy)
+            self._place(entry)
 
-    def _place(self, entry: Entry, while_busy: bool) -> None:
+    def _place(self, entry: Entry) -> None:
         if self._open is None:
-            self._open = self._new_batch(entry.image.shape, while_busy)
+            self._open = self._new_batch(entry.image.shape)
         if not self._open.admit(entry, self._affords):
             insort(self._waiting, entry, key=_due_s)
 
@@ -138,12 +136,12 @@ class Backlog:
         rival = next((entry for entry in self._waiting if entry.image.shape == batch.buffer.shape[1:]), None)
         return rival is not None and rival.due_s < max(map(_due_s, batch.entries))
 
-    def _new_batch(self, shape: tuple[int, ...], while_busy: bool) -> Batch:
+    def _new_batch(self, shape: tuple[int, ...]) -> Batch:
         wanted = (self._max_batch_size, *shape)
         for index, buffer in enumerate(self._spare):
             if buffer.shape == wanted:
-                return Batch(self._spare.pop(index), while_busy)
-        return Batch(np.empty(wanted, np.uint8), while_busy)
+                return Batch(self._spare.pop(index))
+        return Batch(np.empty(wanted, np.uint8))
 
     def _close(self, batch: Batch) -> None:
         self._open = None

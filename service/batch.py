@@ -39,7 +39,6 @@ class BatchStats:
     reason: Reason  # why it left: engine idle; engine came free; rows used up; work used up; one row after a failure
     oldest_queue_s: float
     inference_s: float
-    engine_s: float  # its share of that: of each second in which two run, half
     prediction_error_ratio: float | None  # actual over predicted seconds; None while nothing could be predicted
 
 
@@ -90,7 +89,7 @@ class Batch:
     """Rows for one run of the engine, all of one input size."""
 
     buffer: NDArray[np.uint8]  # (max_batch_size, S, S, 3)
-    while_busy: bool
+    while_busy: bool = False  # its runner had been busy until it took this one
     entries: list[Entry] = field(default_factory=list)
     macs: float = 0.0  # predicted, of all rows
     is_dear: bool = False  # an image found no room because of the work already here

@@ -27,11 +27,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.backlog import Backlog
-from service.batch import PATIENCE_S, Answer, Batch, BatchStats, Entry
+from service.batch import Answer, Batch, BatchStats, Entry
 from service.cost import Cost
 from service.engine import Engine
 from service.errors import InferenceFailed, NotReady, Overloaded
 from service.runner import Run, Runner, Runners
+from service.workload import Workload
 
 
 class Batcher:
@@ -50,15 +51,16 @@ class Batcher:
         max_batch_work_s: float = math.inf,
         max_pending_work_s: float = math.inf,
         on_batch: Callable[[BatchStats], None] = lambda stats: None,
+        on_busy: Callable[[float], None] = lambda seconds: None,
         on_terminate: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._runners = Runners(engine, cost, on_terminate, clock)
         self._cost = cost
         self._max_pending = max_pending
-        self._max_batch_work_s = max_batch_work_s
         self._max_pending_work_s = max_pending_work_s
         self._on_batch = on_batch
+        self._on_busy = on_busy
         self._clock = clock
         # A closure over what it needs: one over `self` would be a cycle, and keep a replaced model in memory.
         self._backlog = Backlog(
@@ -68,9 +70,20 @@ class Batcher:
         # What the runners' threads wait for: an image; an image beside what runs.
         self._arrived, self._arrived_beside = threading.Condition(self._lock), threading.Condition(self._lock)
         self._taken: list[Batch] = []  # with the engine, or their answers on the way to the loop
+        self.work = Workload(
+            self._backlog,
+            self._taken,
+            self._runners,
+            cost,
+            self._lock,
+            max_batch_work_s=max_batch_work_s,
+            clock=clock,
+        )
         self._resting = True  # the first runner's thread waits for work
         self._at_work = 0  # threads that haven't ended
         self._refusing = False
+        self._gave_up = False  # on accepted work
+        self._told_busy_s = 0.0
         self.idle = asyncio.Event()  # set while nothing is pending
         self.idle.set()
         self._ended = asyncio.Event()
@@ -80,9 +93,10 @@ class Batcher:
     def start(self) -> None:
         """Begin to serve; needs a running event loop."""
         self._loop = asyncio.get_running_loop()
-        for runner, take in zip(self._runners, (self._next, self._next_beside), strict=False):
+        for index, runner in enumerate(self._runners):
             self._at_work += 1
-            threading.Thread(target=self._work, args=[self._loop, runner, take], name="engine", daemon=True).start()
+            arguments = self._loop, runner, index == 0
+            threading.Thread(target=self._work, args=arguments, name="engine", daemon=True).start()
 
     def now(self) -> float:
         """The clock that deadlines are measured with."""
@@ -95,31 +109,11 @@ class Batcher:
             return len(self._backlog) + sum(len(batch.entries) for batch in self._taken)
 
     @property
-    def pending_work_s(self) -> float:
-        """Seconds that the engine will need for all pending images and the second looks that they will bring."""
-        with self._lock:
-            return self._after_run_s(self._backlog.macs)
-
-    @property
     def stalled_s(self) -> float:
         """Seconds since the last progress while there is work; 0 when idle, infinite if the thread is gone."""
         if self._ended.is_set() and not self._refusing:
             return math.inf
         return self._clock() - max(self._admitted_s, self._runners.last_progress) if self.pending else 0.0
-
-    def run_s(self, size_px: int, threshold: float, images: int) -> float:
-        """Seconds that such images take in the engine alone; 0 while nothing is known."""
-        return self._cost.seconds(images * self._cost.macs(size_px, threshold))
-
-    def finish_s(self, size_px: int, threshold: float, images: int, deadline: float) -> float:
-        """Seconds until such images would be answered if they came now; 0 while nothing is known.
-
-        Counts the rest of what runs, what is due before, and the company their own batch may have.
-        """
-        with self._lock:
-            ahead, company = self._backlog.macs_around(min(deadline, self._clock() + PATIENCE_S), size_px)
-            company_s = min(self._cost.seconds(company), self._max_batch_work_s) if company else 0.0
-            return self._after_run_s(ahead + images * self._cost.macs(size_px, threshold)) + company_s
 
     def check_room(self, images: int, *, counted: bool = False) -> None:
         """Raise what `submit_many` would raise for so many images now: Overloaded or NotReady."""
@@ -129,7 +123,7 @@ class Batcher:
             if not self._has_room(images, counted) and self._backlog.has_dead(self._clock()):
                 self._backlog.sweep(self._clock())
             if not self._has_room(images, counted):
-                waiting, work_s = len(self._backlog), self.pending_work_s
+                waiting, work_s = len(self._backlog), self.work.pending_work_s
                 raise Overloaded(
                     f"{waiting} images wait, which take {work_s:.2f} s: the queue is full, try again later",
                     retry_after_s=work_s,
@@ -174,7 +168,7 @@ class Batcher:
                 if deadline is not None:
                     entry.expire_in(deadline - now_s)
                 entry.future.add_done_callback(lambda _: self._runners.terminate_unwanted())
-                self._backlog.add(entry, while_busy=not self._resting)
+                self._backlog.add(entry)
                 futures.append(entry.future)
             # And not now: who comes in the same turn of the loop goes along.
             loop.call_soon(self._wake, self._arrived if self._resting else self._arrived_beside)
@@ -197,7 +191,7 @@ class Batcher:
         with self._lock:
             self._backlog.clear()
             self._taken.clear()
-        return in_time
+        return in_time and not self._gave_up
 
     def abandon(self) -> None:
         """Refuse new images and fail the accepted ones now, so that callers hear of it before the process ends."""
@@ -205,17 +199,13 @@ class Batcher:
             self._refusing = True
             accepted = [*(entry for batch in self._taken for entry in batch.entries), *self._backlog]
         for entry in accepted:
+            self._gave_up |= not entry.future.done()
             entry.fail(NotReady("the service stopped before the answer was there"))
-
-    def _after_run_s(self, macs: float) -> float:
-        """Seconds until so many MACs are done, after what was taken and the second looks that it brings."""
-        macs += sum(entry.later_macs for batch in self._taken for entry in batch.entries)
-        return self._runners.left_s + (self._cost.seconds(macs) if macs else 0.0)
 
     def _has_room(self, images: int, counted: bool) -> bool:
         if len(self._backlog) + images > self._max_pending:
             return False
-        return counted or not len(self._backlog) or self.pending_work_s <= self._max_pending_work_s
+        return counted or not len(self._backlog) or self.work.pending_work_s <= self._max_pending_work_s
 
     def _wake(self, arrived: threading.Condition) -> None:
         with self._lock:
@@ -242,6 +232,8 @@ class Batcher:
                 if batch in self._taken:
                     self._taken.remove(batch)
                 self._backlog.recycle(batch)
+            told_s, self._told_busy_s = self._told_busy_s, self._runners.busy_s
+            self._on_busy(self._told_busy_s - told_s)
 
     def _resolve(self, run: Run) -> None:
         for entry, logits, kept in zip(run.entries, run.output.logits, run.output.kept, strict=True):
@@ -253,12 +245,10 @@ class Batcher:
     def _account(self, run: Run) -> None:
         error_ratio = self._cost.learn(run.size_px, run.thresholds, run.output.kept, run.engine_s)
         oldest_s = run.started_s - min(entry.admitted_s for entry in run.entries)
-        took_s = run.inference_s, run.engine_s
-        self._on_batch(BatchStats(run.size_px, len(run.entries), run.reason, oldest_s, *took_s, error_ratio))
+        stats = BatchStats(run.size_px, len(run.entries), run.reason, oldest_s, run.inference_s, error_ratio)
+        self._on_batch(stats)
 
-    def _work(
-        self, loop: asyncio.AbstractEventLoop, runner: Runner, take: Callable[[Callable[[], None]], Batch | None]
-    ) -> None:
+    def _work(self, loop: asyncio.AbstractEventLoop, runner: Runner, is_first: bool) -> None:
         """A runner's thread: batch after batch, without asking the loop."""
 
         def tell(callback: Callable[..., object], *args: object) -> None:
@@ -268,26 +258,26 @@ class Batcher:
         # By way of `call_soon` the loop rests only once the account of the last run is made.
         rest = partial(tell, loop.call_soon, self._rest)
         try:
-            runner.work(partial(take, rest), partial(tell, self._resolve), partial(tell, self._finish))
+            runner.work(partial(self._next, is_first, rest), partial(tell, self._resolve), partial(tell, self._finish))
         finally:
             tell(self._end)
 
-    def _next(self, rest: Callable[[], None]) -> Batch | None:
-        """The batch that comes next, once there is one; None if no more will come."""
-        with self._lock:
-            while (batch := self._take()) is None and not self._refusing:
-                self._resting = True
-                rest()
-                self._arrived.wait()
-            self._resting = False
-            return batch
+    def _next(self, is_first: bool, rest: Callable[[], None]) -> Batch | None:
+        """The batch that comes next, once there is one; None if no more will come.
 
-    def _next_beside(self, rest: Callable[[], None]) -> Batch | None:
-        """The batch that comes next, once the first runner is busy and leaves one."""
+        The runner beside the first takes what that leaves while it is busy.
+        """
+        arrived = self._arrived if is_first else self._arrived_beside
         with self._lock:
-            while (batch := None if self._resting else self._take()) is None and not self._refusing:
+            at_once = True
+            while (batch := self._take() if is_first or not self._resting else None) is None and not self._refusing:
+                at_once = False
+                self._resting |= is_first
                 rest()
-                self._arrived_beside.wait()
+                arrived.wait()
+            self._resting &= not is_first
+            if batch is not None:
+                batch.while_busy = at_once
             return batch
 
     def _take(self) -> Batch | None:

@@ -129,7 +129,10 @@ class Metrics:
         if stats.prediction_error_ratio is not None:
             self._prediction_error.observe(stats.prediction_error_ratio)
         self._inference_s.observe(stats.inference_s)
-        self._busy_s.labels(model).inc(stats.engine_s)
+
+    def on_busy(self, model: str, seconds: float) -> None:
+        """The engine ran for so long, whatever came of it."""
+        self._busy_s.labels(model).inc(seconds)
 
     def on_sample(self, model: str, agreed: bool, agreement: float) -> None:
         """The quality guard has judged an answer; `agreement` is the share of the last ones that agreed."""

@@ -25,8 +25,8 @@ class Forecast(Protocol):
     """What the planner asks the queue."""
 
     @property
-    def pending_work_s(self) -> float:
-        """Seconds of work accepted and not yet done."""
+    def wait_s(self) -> float:
+        """Seconds until the engine would begin with what came now."""
         ...
 
     def finish_s(self, size_px: int, threshold: float, images: int, deadline: float) -> float:
@@ -71,7 +71,7 @@ class Planner:
     def level(self) -> float:
         """The controller's level, now."""
         free_s = self._queue.run_s(self._full_px, 0.0, _FREE_IMAGES)
-        self._controller.observe(self._clock(), self._queue.pending_work_s, free_s)
+        self._controller.observe(self._clock(), self._queue.wait_s, free_s)
         return self._controller.level
 
     def plan(

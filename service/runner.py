@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from service.batch import Batch, Entry, Reason
 from service.cost import Cost
 from service.engine import Engine, EngineOutput, at_once, check_output
+from service.errors import InferenceFailed
 
 logger = logging.getLogger("skipvit.batcher")
 
@@ -44,6 +45,7 @@ class Share:
         self._clock = clock
         self._lock = threading.Lock()
         self._running = 0
+        self._busy_s = 0.0
         self._charged_s = 0.0  # to a run since ever
         self._read_s = clock()
 
@@ -59,11 +61,18 @@ class Share:
         """One fewer runs; the reading."""
         return self._change(-1)
 
+    @property
+    def busy_s(self) -> float:
+        """Seconds in which anything ran, since ever."""
+        self._change(0)
+        return self._busy_s
+
     def _change(self, runs: int) -> float:
         with self._lock:
             now_s = self._clock()
-            self._charged_s += (now_s - self._read_s) / max(1, self._running)
-            self._read_s = now_s
+            elapsed_s, self._read_s = now_s - self._read_s, now_s
+            self._charged_s += elapsed_s / max(1, self._running)
+            self._busy_s += elapsed_s if self._running else 0.0
             self._running += runs
             return self._charged_s
 
@@ -81,6 +90,7 @@ class Runner:
         self._clock = clock
         self._lock = threading.Lock()  # of what runs: who terminates it must not hit the run after it
         self._running: Batch | None = None
+        self._is_ending = False  # its run, for nobody waits
         self._until_s = 0.0  # the share's reading at which the last run is, or was, predicted to end
         self.last_progress = clock()
 
@@ -97,7 +107,8 @@ class Runner:
     def terminate_unwanted(self) -> None:
         """End the run if nobody waits for any of its rows."""
         with self._lock:
-            if self._running is not None and self._running.is_unwanted:
+            if self._running is not None and not self._is_ending and self._running.is_unwanted:
+                self._is_ending = True
                 self._on_terminate()
                 self._engine.terminate()
 
@@ -119,7 +130,9 @@ class Runner:
             if run is None and len(batch.entries) > 1 and not batch.is_unwanted:
                 for alone in self._each(batch):
                     resolve(alone)
+                    del alone
             finish(batch, run)
+            del batch, run  # or they would be kept while there is nothing to run
 
     def _run(self, batch: Batch) -> Run | None:
         """Run all rows; None if that failed, or was terminated."""
@@ -144,19 +157,21 @@ class Runner:
         entries = batch.entries[rows.start : rows.stop]
         thresholds = np.array([entry.threshold for entry in entries], np.float32)
         with self._lock:
-            self._running, started_s = batch, self._clock()
+            self.last_progress = started_s = self._clock()
             begun = self._share.begin()
             self._until_s = begun + self._cost.seconds(sum(entry.macs for entry in entries))
-            self.last_progress = started_s
+            self._running, self._is_ending = batch, False
         try:
+            if batch.is_unwanted:
+                raise InferenceFailed("nobody waits any more")
             output = self._engine.infer(batch.buffer[rows.start : rows.stop], thresholds)
             check_output(output, rows=len(entries))
         finally:
             with self._lock:
                 engine_s = self._share.end() - begun
-                self._running, self.last_progress = None, self._clock()
-        inference_s = self.last_progress - started_s
-        return Run(entries, thresholds, output, batch.size_px, reason, started_s, inference_s, engine_s)
+                self._running, ended_s = None, self._clock()
+                self.last_progress = ended_s
+        return Run(entries, thresholds, output, batch.size_px, reason, started_s, ended_s - started_s, engine_s)
 
 
 class Runners:
@@ -165,11 +180,21 @@ class Runners:
     def __init__(
         self, engine: Engine, cost: Cost, on_terminate: Callable[[], None], clock: Callable[[], float]
     ) -> None:
-        share = Share(clock)
-        self._all = [Runner(each, share, cost, on_terminate, clock) for each in at_once(engine)]
+        self._share = Share(clock)
+        self._all = [Runner(each, self._share, cost, on_terminate, clock) for each in at_once(engine)]
 
     def __iter__(self) -> Iterator[Runner]:
         return iter(self._all)
+
+    @property
+    def has_free(self) -> bool:
+        """Whether one of them would run what comes at once."""
+        return not all(runner.is_running for runner in self._all)
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds in which any of them ran anything, since ever."""
+        return self._share.busy_s
 
     @property
     def left_s(self) -> float:

@@ -97,10 +97,11 @@ def serve_model(
         max_batch_work_s=settings.max_batch_work_s,
         max_pending_work_s=settings.max_pending_work_s,
         on_batch=partial(metrics.on_batch, manifest.name),
+        on_busy=partial(metrics.on_busy, manifest.name),
         on_terminate=partial(metrics.on_terminate, manifest.name),
     )
     controller = Controller(target_s=settings.adaptive_target_s, enabled=settings.adaptive)
-    planner = Planner(manifest, batcher, controller, min_compute=settings.min_compute)
+    planner = Planner(manifest, batcher.work, controller, min_compute=settings.min_compute)
     guard = Guard(
         batcher,
         partial(decoders.decode_one, size_px=manifest.full.size_px, interpolation=manifest.preprocessing.interpolation),

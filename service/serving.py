@@ -44,7 +44,7 @@ class Serving:
         """Report what all models together have pending."""
         self.metrics.watch(
             lambda: sum(batcher.pending for batcher in self.repository.batchers),
-            lambda: sum(batcher.pending_work_s for batcher in self.repository.batchers),
+            lambda: sum(batcher.work.pending_work_s for batcher in self.repository.batchers),
             lambda: max((model.planner.level for model in self.models.values()), default=0.0),
         )
 

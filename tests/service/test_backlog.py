@@ -24,7 +24,6 @@ class BacklogMachine(RuleBasedStateMachine):
         self.now_s = 0.0
         self.arrived = 0
         self.waiting: list[Entry] = []
-        self.busy = False
 
     def teardown(self) -> None:
         for _ in range(len(self.waiting) + 1):
@@ -43,7 +42,7 @@ class BacklogMachine(RuleBasedStateMachine):
         deadline = None if deadline_in_s is None else self.now_s + deadline_in_s
         future: asyncio.Future[Answer] = self.loop.create_future()
         entry = Entry(image, 0.5, deadline, self.now_s, macs, future)
-        self.backlog.add(entry, while_busy=self.busy)
+        self.backlog.add(entry)
         self.waiting.append(entry)
 
     @rule(which=st.integers(0, 50))
@@ -62,7 +61,6 @@ class BacklogMachine(RuleBasedStateMachine):
 
     @rule()
     def stage(self) -> None:
-        self.busy = True
         self.backlog.open_next()
 
     @rule()

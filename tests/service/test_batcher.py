@@ -250,7 +250,7 @@ async def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:
             batcher.submit(image(4), 0.0, None)
         assert caught.value.retry_after_s == pytest.approx(6.0)  # three at two seconds each; the running one is due
         assert batcher.pending == 4
-        assert batcher.pending_work_s == pytest.approx(6.0)
+        assert batcher.work.pending_work_s == pytest.approx(6.0)
         engine.release()
         await asyncio.gather(*waiting)
         assert batcher.pending == 0

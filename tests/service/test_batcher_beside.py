@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from service.batch import BatchStats
 from service.errors import InferenceFailed, NotReady
@@ -66,8 +69,8 @@ async def test_both_take_their_next_batch_while_the_loop_is_busy() -> None:
 
 
 async def test_each_run_is_charged_its_share_of_the_time() -> None:
-    (engine, beside), clock, stats = pair(), FakeClock(), list[BatchStats]()
-    async with running(engine, clock=clock, on_batch=stats.append) as batcher:
+    (engine, beside), clock, stats, busy_s = pair(), FakeClock(), list[BatchStats](), list[float]()
+    async with running(engine, clock=clock, on_batch=stats.append, on_busy=busy_s.append) as batcher:
         first = await busy(engine, batcher)
         clock.advance(1)
         second = await busy(beside, batcher)
@@ -78,9 +81,10 @@ async def test_each_run_is_charged_its_share_of_the_time() -> None:
         engine.release()
         await first
         await batcher.idle.wait()
-        assert [(one.inference_s, one.engine_s) for one in stats] == [(2, 1), (7, 6)]
+        assert [one.inference_s for one in stats] == [2, 7]
+        assert sum(busy_s) == 7
         # Two images of this size are predicted to take what those two took: 1 and 6 seconds, the later one counts more.
-        assert batcher.run_s(28, 0.0, 1) == pytest.approx(3.5, abs=0.2)
+        assert batcher.work.run_s(28, 0.0, 1) == pytest.approx(3.5, abs=0.2)
 
 
 async def test_what_both_have_yet_to_do_counts_as_pending_work() -> None:
@@ -92,11 +96,32 @@ async def test_what_both_have_yet_to_do_counts_as_pending_work() -> None:
         engine.on_batch = lambda: None
         await busy(engine, batcher)
         await busy(beside, batcher)
-        assert batcher.pending_work_s == pytest.approx(4)
+        assert batcher.work.pending_work_s == pytest.approx(4)
         clock.advance(1)  # half of it for each
-        assert batcher.pending_work_s == pytest.approx(3)
+        assert batcher.work.pending_work_s == pytest.approx(3)
         clock.advance(10)
-        assert batcher.pending_work_s == 0
+        assert batcher.work.pending_work_s == 0
+
+
+async def test_what_comes_is_predicted_to_begin_beside_what_runs() -> None:
+    (engine, beside), clock = pair(), FakeClock()
+    async with running(engine, clock=clock) as batcher:
+        engine.on_batch = lambda: clock.advance(2)
+        await batcher.submit(image(0), 0.0, None)
+        await batcher.idle.wait()
+        engine.on_batch = lambda: None
+        long = batcher.submit_many([image(1)] * 8, [0.0] * 8, None)  # of 16 seconds
+        engine.hold()
+        while batcher.work.pending_work_s != 16 or batcher.work.wait_s:
+            await asyncio.sleep(0.001)
+        assert batcher.work.finish_s(28, 0.0, 1, clock() + 99) == 4  # with half of the engine
+        clock.advance(15)
+        assert batcher.work.finish_s(28, 0.0, 1, clock() + 99) == 3  # and with all of it for the last second
+        await busy(beside, batcher)
+        assert batcher.work.wait_s == 3
+        assert batcher.work.finish_s(28, 0.0, 1, clock() + 99) == 5
+        engine.release()
+        await asyncio.gather(*long)
 
 
 async def test_only_the_run_that_nobody_waits_for_is_terminated() -> None:
@@ -173,14 +198,72 @@ async def test_draining_waits_for_both() -> None:
         assert all(future.done() and future.exception() is None for future in accepted)
 
 
-def test_the_engine_is_busy_for_what_runs_are_charged_and_no_longer() -> None:
-    metrics = Metrics()
+def test_the_engine_is_busy_for_what_it_is_told() -> None:
+    metrics, name = Metrics(), fake_manifest().name
     metrics.serve(fake_manifest(), "float32")
-    for inference_s, engine_s in ((2.0, 1.0), (7.0, 6.0)):
-        metrics.on_batch(fake_manifest().name, BatchStats(28, 1, "busy", 0.0, inference_s, engine_s, None))
-    text = metrics.expose()[0].decode()
-    assert f'skipvit_engine_busy_seconds_total{{model="{fake_manifest().name}"}} 7.0' in text
-    assert "skipvit_inference_duration_seconds_sum 9.0" in text
+    for seconds in (1.0, 6.0):
+        metrics.on_busy(name, seconds)
+    assert f'skipvit_engine_busy_seconds_total{{model="{name}"}} 7.0' in metrics.expose()[0].decode()
+
+
+@pytest.mark.parametrize("ends_badly", ["terminated", "failed"])
+async def test_the_engine_is_busy_whatever_comes_of_a_run(ends_badly: str) -> None:
+    engine, clock = FakeEngine(poison=frozenset({99})), FakeClock()
+    busy_s, stats = list[float](), list[BatchStats]()
+    async with running(engine, clock=clock, on_busy=busy_s.append, on_batch=stats.append) as batcher:
+        future = await busy(engine, batcher)
+        clock.advance(5)
+        if ends_badly == "terminated":
+            future.cancel()
+        else:
+            engine.release()
+        await asyncio.wait([future])
+        await batcher.idle.wait()
+    assert sum(busy_s) == 5
+    assert not stats
+
+
+async def test_a_run_is_ended_once_whoever_leaves_and_whatever_else_is_answered() -> None:
+    (engine, beside), ended = pair(), list[bool]()
+    engine.deaf = True
+    async with running(engine, on_terminate=lambda: ended.append(True)) as batcher:
+        engine.hold()
+        futures = batcher.submit_many([image(value) for value in range(8)], [0.0] * 8, None)
+        assert await asyncio.to_thread(engine.entered.wait, 10)
+        for future in futures:
+            future.cancel()
+        for value in range(3):
+            await batcher.submit(image(value), 0.0, None)
+        assert (engine.terminated, len(ended)) == (1, 1)
+        engine.release()
+        await batcher.idle.wait()
+        again = await busy(engine, batcher)
+        again.cancel()
+        while engine.terminated < 2:
+            await asyncio.sleep(0.001)
+    assert (beside.terminated, len(ended)) == (0, 2)
+
+
+async def test_an_idle_runner_keeps_no_image() -> None:
+    engine, beside = pair()
+    kept = list[weakref.ref[object]]()
+
+    def seen(value: int) -> NDArray[np.uint8]:
+        pixels = image(value)
+        kept.append(weakref.ref(pixels))
+        return pixels
+
+    async with running(engine) as batcher:
+        engine.hold()
+        first = batcher.submit(seen(1), 0.0, None)
+        assert await asyncio.to_thread(engine.entered.wait, 10)
+        await batcher.submit(seen(2), 0.0, None)
+        engine.release()
+        await first
+        del first
+        await batcher.idle.wait()
+        while any(each() is not None for each in kept):  # the timeout of a test ends this if they stay
+            await asyncio.sleep(0.001)
 
 
 def test_a_share_is_all_of_the_time_for_one_and_half_for_each_of_two() -> None:

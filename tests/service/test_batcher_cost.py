@@ -83,8 +83,8 @@ async def test_second_looks_to_come_are_counted_before_and_admitted_when_they_co
         one_s = batcher._cost.macs(28, 0.0)
         first = await busy(engine, batcher)
         waiting = batcher.submit_many([image(1)], [0.0], clock() + 30, later_macs=1.75 * one_s)
-        assert batcher.pending_work_s == pytest.approx(2.75)
-        assert batcher.finish_s(28, 0.0, 1, clock() + 99) == pytest.approx(2.75 + 1.0)
+        assert batcher.work.pending_work_s == pytest.approx(2.75)
+        assert batcher.work.finish_s(28, 0.0, 1, clock() + 99) == pytest.approx(2.75 + 1.0)
         with pytest.raises(Overloaded, match=r"1 images wait, which take 2\.75 s"):
             batcher.submit(image(9), 0.0, None)
         second = batcher.submit_many([image(5)], [0.0], None, since_s=clock())
@@ -133,14 +133,14 @@ async def test_predictions_learn_from_runs() -> None:
     engine, clock, stats = FakeEngine(), FakeClock(), list[BatchStats]()
     async with running(engine, clock=clock, on_batch=stats.append) as batcher:
         engine.on_batch = lambda: clock.advance(1.0)
-        assert batcher.finish_s(28, 0.0, 1, clock() + 9) == 0  # nothing is known yet
+        assert batcher.work.finish_s(28, 0.0, 1, clock() + 9) == 0  # nothing is known yet
         await batcher.submit(image(0), 0.0, None)
         await batcher.idle.wait()
-        assert batcher.run_s(28, 0.0, 2) == pytest.approx(2.0)
+        assert batcher.work.run_s(28, 0.0, 2) == pytest.approx(2.0)
         await busy(engine, batcher)
         waiting = batcher.submit(image(1), 0.0, None)
-        assert batcher.finish_s(28, 0.0, 1, clock() + 9) == pytest.approx(2.0)  # the one that waits, then its own
-        assert batcher.finish_s(28, 0.0, 1, clock() + 0.1) == pytest.approx(2.0)  # first, but in one batch with it
+        assert batcher.work.finish_s(28, 0.0, 1, clock() + 9) == pytest.approx(2.0)  # the one that waits, then its own
+        assert batcher.work.finish_s(28, 0.0, 1, clock() + 0.1) == pytest.approx(2.0)  # first, but in one batch with it
         engine.release()
         await waiting
     assert stats[0].prediction_error_ratio is None

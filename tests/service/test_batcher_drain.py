@@ -28,3 +28,15 @@ async def test_draining_a_hung_engine_ends_and_fails_what_is_left() -> None:
         accepted = [await busy(engine, batcher), *(batcher.submit(image(value), 0.0, None) for value in range(2))]
         assert not await batcher.drain(0.001)
         assert all(isinstance(future.exception(), NotReady) for future in accepted)
+
+
+async def test_draining_says_that_accepted_work_was_given_up_also_if_its_run_then_ends() -> None:
+    engine = FakeEngine()
+    async with running(engine) as batcher:
+        accepted = await busy(engine, batcher)
+        draining = asyncio.create_task(batcher.drain(10))
+        await asyncio.sleep(0)
+        batcher.abandon()
+        assert not await draining
+    assert isinstance(accepted.exception(), NotReady)
+    assert engine.terminated == 1

@@ -18,7 +18,7 @@ class FakeQueue:
     """A queue whose work is set; an image takes a second for the whole dense MACs."""
 
     def __init__(self, waiting_s: float = 0.0) -> None:
-        self.pending_work_s = waiting_s
+        self.wait_s = waiting_s
 
     def run_s(self, size_px: int, threshold: float, images: int) -> float:
         known = MACS_RATIO.get((size_px, threshold))
@@ -26,7 +26,7 @@ class FakeQueue:
         return images * ratio
 
     def finish_s(self, size_px: int, threshold: float, images: int, deadline: float) -> float:
-        return self.pending_work_s + self.run_s(size_px, threshold, images)
+        return self.wait_s + self.run_s(size_px, threshold, images)
 
 
 def planner(queue: FakeQueue, *, level: float = 0.0, **min_compute: float) -> Planner:
@@ -59,7 +59,7 @@ def test_two_images_at_full_compute_are_no_queue() -> None:
     for _ in range(100):
         clock.advance(0.1)
         assert waits.level == 0
-    queue.pending_work_s = 6.0
+    queue.wait_s = 6.0
     for _ in range(100):
         clock.advance(0.1)
         last = waits.level
