@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol
@@ -60,7 +61,8 @@ def warm_up(engine: Engine, sizes_px: Sequence[int], *, max_batch_size: int) -> 
     """Run the largest batch of the largest size, then one image of every size, with gates and without.
 
     The first runs pay for allocation and kernel choice; here nobody waits for them. The largest one skips next to
-    nothing, but meets every gate: nothing takes more memory. Two that may run at once run it both.
+    nothing, but meets every gate: no other run takes more memory. Two that may run at once have half of its rows each,
+    which is ready sooner; two full batches of that size at once will take more, once.
     """
 
     def run(each: Engine, size_px: int, rows: int, threshold: float) -> None:
@@ -68,8 +70,9 @@ def warm_up(engine: Engine, sizes_px: Sequence[int], *, max_batch_size: int) -> 
         check_output(output, rows=rows)
 
     engines = at_once(engine)
+    rows = math.ceil(max_batch_size / len(engines))
     with ThreadPoolExecutor(len(engines)) as threads:
-        list(threads.map(lambda each: run(each, max(sizes_px), max_batch_size, 1e-6), engines))
+        list(threads.map(lambda each: run(each, max(sizes_px), rows, 1e-6), engines))
     for size_px in sizes_px:
         for threshold in (0.5, 0.0):
             run(engine, size_px, 1, threshold)

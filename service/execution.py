@@ -118,8 +118,8 @@ def session_options(execution: Execution) -> ort.SessionOptions:
     options.inter_op_num_threads = 1  # the graph is a chain: there is nothing to run beside
     options.log_severity_level = 3
     # Image size, batch size and kept patches change from run to run, so a plan for one shape's memory rarely fits the
-    # next. The arena stays on, one for all models: it keeps the largest run's memory, and `warm_up` makes that run
-    # first, so that the process reaches its size before it is ready and not under its first load.
+    # next. The arena stays on, one for all models: it keeps the largest run's memory, and `warm_up` makes a large one
+    # first, so that the process has about its size before it is ready and not under its first load.
     options.enable_mem_pattern = False
     options.add_session_config_entry("session.use_env_allocators", "1")
     # `session.intra_op.allow_spinning` stays at its default, on: between the operators of a run threads would

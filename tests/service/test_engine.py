@@ -17,12 +17,12 @@ def test_warming_up_runs_the_largest_batch_of_the_largest_size_first_then_every_
     assert engine.sizes == [28, 28, 28, 14, 14]  # with gates and without
 
 
-def test_two_that_may_run_at_once_run_the_largest_batch_both() -> None:
+def test_two_that_run_at_once_share_the_largest_batch() -> None:
     engine, beside = FakeEngine(), FakeEngine()
     engine.beside = beside
     warm_up(engine, fake_manifest().sizes_px, max_batch_size=5)
-    assert [len(batch) for batch in engine.batches] == [5, 1, 1, 1, 1]
-    assert [len(batch) for batch in beside.batches] == [5]
+    assert [len(batch) for batch in engine.batches] == [3, 1, 1, 1, 1]
+    assert [len(batch) for batch in beside.batches] == [3]
 
 
 @pytest.mark.parametrize(
