@@ -77,12 +77,12 @@ image: ## build the container image $IMAGE (skipvit) for $TARGET: cpu, gpu or lo
 
 image-test: $(VENV)/.dev ## build the images and run them as confined as the pods are; minutes, installs a builder (apt)
 	k8s/tools.sh image
-	SKIPVIT_TEST_REQUIRE_TOOLS=1 $(BIN)/python -m pytest -s tests/k8s/check_image.py
+	TEST_REQUIRE_TOOLS=1 $(BIN)/python -m pytest -s tests/k8s/check_image.py
 
 k8s-test: $(VENV)/.dev $(VENV)/checkov/bin/checkov ## roll pods over under load, ask a Prometheus, lint policies; minutes, installs what it needs (apt)
 	k8s/tools.sh cluster
-	SKIPVIT_TEST_REQUIRE_TOOLS=1 $(BIN)/python -m pytest tests/k8s
-	SKIPVIT_TEST_REQUIRE_TOOLS=1 $(BIN)/python -m pytest -s tests/k8s/check_policy.py tests/k8s/check_rolling_restart.py
+	TEST_REQUIRE_TOOLS=1 $(BIN)/python -m pytest tests/k8s
+	TEST_REQUIRE_TOOLS=1 $(BIN)/python -m pytest -s tests/k8s/check_policy.py tests/k8s/check_rolling_restart.py
 
 clean: ## delete .venv and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info

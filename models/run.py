@@ -7,6 +7,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from tqdm import tqdm
 
 from models import checkpoint
 from models.checkpoint import CheckpointError
-from models.config import TrainConfig
+from models.config import PrunedViTConfig, TrainConfig
 from models.data import Images, epoch_order
 from models.pruned_vit import PrunedViT
 from models.stages import STAGES, Step
@@ -95,19 +96,28 @@ class Run:
     """One training run in its folder: the loop, its checkpoints, its log."""
 
     def __init__(
-        self, model: PrunedViT, config: TrainConfig, machine: Machine, out: Path, teacher: Teacher | None = None
+        self,
+        model: PrunedViT,
+        config: TrainConfig,
+        machine: Machine,
+        out: Path,
+        teacher: Teacher | None = None,
+        origin: Mapping[str, Any] | None = None,
     ) -> None:
+        """`origin`: what else makes it this run and no other, as JSON holds it: its data, teacher, first weights."""
         self.model = model.to(machine.device)  # float32, what the optimiser changes and checkpoints hold
+        self.teacher = teacher
+        self.config, self.machine, self.out = config, machine, out
+        self.identity = as_json(config) | {"model": as_json(model.config), "precision": str(machine.dtype)}
+        self.identity |= origin or {}
+        self.stage = STAGES[config.stage]
+        self.optimiser = torch.optim.AdamW(  # of a stage's parameters; it freezes the others
+            self.stage.parameter_groups(model, config), lr=config.learning_rate, fused=machine.device == "cuda"
+        )
         half = machine.dtype is not torch.float32
         self.working = copy.deepcopy(self.model).to(machine.dtype) if half else self.model  # what computes
         if machine.compiled:
             compile_layers(self.working)
-        self.teacher = teacher
-        self.config, self.machine, self.out = config, machine, out
-        self.stage = STAGES[config.stage]
-        self.optimiser = torch.optim.AdamW(
-            self.stage.parameter_groups(model, config), lr=config.learning_rate, fused=machine.device == "cuda"
-        )
         self.progress = Progress()
         self.saved = time.monotonic()
 
@@ -116,8 +126,12 @@ class Run:
         if not (self.out / STATE).exists():
             return False
         state = torch.load(self.out / STATE, map_location=self.machine.device, weights_only=True)
-        if state["config"] != as_json(self.config):
-            raise CheckpointError(f"{self.out} holds a run with other settings: give another --out or delete it")
+        stored = state.get("identity", {})
+        other = sorted(key for key in stored.keys() | self.identity if stored.get(key) != self.identity.get(key))
+        if other:
+            raise CheckpointError(
+                f"{self.out} holds a run with other settings ({', '.join(other)}): give another --out or delete it"
+            )
         self.model.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
         self._refresh()
@@ -128,7 +142,7 @@ class Run:
         """Write the checkpoint and the state to resume from."""
         checkpoint.save(self.model, self.out)
         state = {
-            "config": as_json(self.config),
+            "identity": self.identity,
             "model": self.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "progress": asdict(self.progress) | {"history": list(self.progress.history)},
@@ -231,6 +245,6 @@ def compile_layers(model: PrunedViT) -> None:
     model.masked_block = torch.compile(model.masked_block, dynamic=True)
 
 
-def as_json(config: TrainConfig) -> dict[str, Any]:
+def as_json(config: TrainConfig | PrunedViTConfig) -> dict[str, Any]:
     """The settings as JSON holds them: lists for tuples."""
     return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}

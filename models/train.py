@@ -160,7 +160,14 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
         return ask(teacher, options.answers, decode(training, options.workers).to(machine.device), config)
     if teacher is not None and options.answers is not None:
         teacher.load(options.answers)
-    run = Run(model, config, machine, options.out, teacher)
+    origin = {
+        "data": source_name(options.data),
+        "init": options.init and options.init.name,
+        "teacher": options.teacher and options.teacher.name,
+        "training_images": len(training),
+        "heldout_images": len(heldout),
+    }
+    run = Run(model, config, machine, options.out, teacher, origin)
     if run.resume():
         done = run.progress
         print(f"resumed at epoch {done.epoch + 1}, {done.images} images in", file=sys.stderr)
@@ -168,13 +175,9 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
     run.fit(*(decode(split, options.workers).to(machine.device) for split in (training, heldout)))
     summary = {
         "config": as_json(config),
-        "data": source_name(options.data),
-        "init": options.init and options.init.name,
-        "teacher": options.teacher and options.teacher.name,
+        **origin,
         "device": torch.cuda.get_device_name() if machine.device == "cuda" else "cpu",
         "precision": str(machine.dtype),
-        "training_images": len(training),
-        "heldout_images": len(heldout),
         "wall_s": round(time.monotonic() - started, 1),  # of this call: a resumed run took longer in all
         "history": run.progress.history,
     }

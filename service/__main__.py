@@ -26,7 +26,7 @@ from service import heap
 from service.api_keys import load_api_keys
 from service.errors import ServiceError, SettingsError
 from service.lifecycle import EXIT_OK, EXIT_USAGE
-from service.options import ONE_PROCESS, make_parser, read_options
+from service.options import ONE_PROCESS, check_names, make_parser, read_options
 from service.served_model import open_model
 from service.settings import Settings, explain_settings_error
 
@@ -41,6 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     given = vars(make_parser().parse_args(argv))
     print_config, workers = given.pop("print_config"), given.pop("workers") or os.environ.get("WEB_CONCURRENCY")
     try:
+        check_names(os.environ)
         settings = read_options(given)
     except ValidationError as error:
         return _refuse(explain_settings_error(error))

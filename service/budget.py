@@ -243,7 +243,7 @@ def _lines_of_one_look(
     manifest: Manifest, cost: Callable[[CalibrationPoint], float], size_px: int | None
 ) -> list[_Line]:
     return [
-        [_Candidate(point.accuracy, cost(point), Choice(px, point.threshold)) for point in points]
+        _rising([_Candidate(point.accuracy, cost(point), Choice(px, point.threshold)) for point in reversed(points)])
         for px, points in manifest.points.items()
         if size_px in (None, px)
     ]
@@ -251,9 +251,26 @@ def _lines_of_one_look(
 
 def _lines_of_two_looks(manifest: Manifest) -> list[_Line]:
     return [
-        [_Candidate(point.accuracy, point.macs_ratio, Choice(px, 0.0, point.sure, again_px)) for point in points]
+        _rising(
+            [_Candidate(point.accuracy, point.macs_ratio, Choice(px, 0.0, point.sure, again_px)) for point in points]
+        )
         for (px, again_px), points in manifest.looks.items()
     ]
+
+
+def _rising(line: _Line) -> _Line:
+    """A line from where most is left out, on which accuracy never falls: where it was measured to, that is noise.
+
+    Isotonic regression, by pooling adjacent violators; else the best of a few noisy points would hide all dearer ones.
+    """
+    pools: list[tuple[float, int]] = []  # mean accuracy, points
+    for candidate in line:
+        pools.append((candidate.accuracy, 1))
+        while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
+            (one, n), (other, m) = pools.pop(), pools.pop()
+            pools.append(((one * n + other * m) / (n + m), n + m))
+    means = (mean for mean, points in pools for _ in range(points))
+    return [candidate._replace(accuracy=mean) for candidate, mean in zip(line, means, strict=True)]
 
 
 def _best(lines: list[_Line], limit: float) -> Choice:

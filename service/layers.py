@@ -1,4 +1,4 @@
-"""The layers around the routes, outermost first: request context, CORS, gate. And who is told of a request's end."""
+"""The layers around the routes, outermost first: request context, CORS, gate, HEAD; and who is told of an end."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api_keys import load_api_keys
 from service.gate import API_KEY, Gate
@@ -25,6 +26,7 @@ _SHOWN = (REQUEST_ID, "Retry-After", "Server-Timing", _JSON_LENGTH)
 
 def add_layers(app: FastAPI, settings: Settings, metrics: Metrics, lifecycle: Lifecycle, tracer: Tracer | None) -> None:
     """Put the layers around the application's routes; SettingsError if the API keys can't be read."""
+    app.add_middleware(HeadAsGet)
     app.add_middleware(Gate, max_header_bytes=settings.max_header_bytes, api_keys=load_api_keys(settings))
     if settings.cors_origins:
         app.add_middleware(
@@ -39,6 +41,21 @@ def add_layers(app: FastAPI, settings: Settings, metrics: Metrics, lifecycle: Li
         on_end=_Sinks(metrics, tracer, settings.log_sample_ratio),
         is_leaving=lambda: lifecycle.phase == "draining",
     )
+
+
+class HeadAsGet:
+    """ASGI middleware: whatever can be got has its head, too (RFC 9110, 9.1). The server below leaves out the body."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+        got = dict(scope, method="GET")
+        await self._app(got, receive, send)
+        scope["route"] = got.get("route")
 
 
 class _Sinks:

@@ -74,7 +74,9 @@ class Metrics:
         self._keys = counter("api_key_requests_total", "Requests by the name of their API key.", ("key",))
         self._pending = gauge("pending_requests", "Images accepted and not yet answered.")
         self._pending_s = gauge("pending_work_seconds", "Seconds of work that pending images stand for.")
-        self._degradation = gauge("degradation_level", "How far load has raised thresholds; 0 is not at all.")
+        self._degradation = gauge(
+            "degradation_level", "How far load has lowered compute: 0 not at all, 1 to the minimum."
+        )
         self._agreement = gauge("top1_agreement", "Share of the guard's last samples that agree.", ("model",))
         self._cache_bytes = gauge("cache_bytes", "Bytes of cached answers.", ("model",))
         self._info = gauge("model_info", "The served model.", _INFO)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from typing import Any
 
 from fastapi import FastAPI
@@ -17,8 +18,17 @@ _KEYS = {
 }
 
 
+def release() -> str:
+    """The service's version; `unknown` in a checkout that isn't installed."""
+    try:
+        return importlib.metadata.version("skipvit")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
 def describe(app: FastAPI, *, locked: bool) -> None:
-    """Have the application's document tell of problems and, if it is `locked`, of API keys."""
+    """Have the application's document tell of its release, of problems and, if it is `locked`, of API keys."""
+    app.version = release()
     build = app.openapi
 
     def openapi() -> dict[str, Any]:

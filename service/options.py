@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import Any, get_args
 
 from pydantic import SecretStr
@@ -23,12 +25,15 @@ ONE_PROCESS = (
 )
 _SUMMARY = "Serve a model bundle over HTTP until SIGTERM, then drain and exit 0."
 _EPILOG = "A setting that isn't given here is read from its environment variable."
+_OF_KUBERNETES = re.compile(
+    r"_(SERVICE_HOST|SERVICE_PORT\w*|PORT_\d+_(TCP|UDP)\w*)$"
+)  # told of a Service called skipvit…
 _SHORTER = {"default_model": ("--model",)}
 
 
 def make_parser() -> argparse.ArgumentParser:
     """An option for each setting; what isn't given is None."""
-    parser = argparse.ArgumentParser("python -m service", description=_SUMMARY, epilog=_EPILOG)
+    parser = argparse.ArgumentParser("python -m service", description=_SUMMARY, epilog=_EPILOG, allow_abbrev=False)
     parser.add_argument(
         "--print-config", action="store_true", help="Print all settings as JSON, secrets hidden, and exit."
     )
@@ -42,6 +47,17 @@ def make_parser() -> argparse.ArgumentParser:
             option, *_SHORTER.get(name, ()), dest=name, metavar=_metavar(field), help=text.replace("%", "%%")
         )
     return parser
+
+
+def check_names(variables: Iterable[str]) -> None:
+    """Raise SettingsError for one named like a setting that is none: it would be passed over in silence."""
+    known = [ENV_PREFIX + name.upper() for name in Settings.model_fields]
+    for name in variables:
+        wanted = name.upper()
+        if wanted.startswith(ENV_PREFIX) and wanted not in known and not _OF_KUBERNETES.search(wanted):
+            close = get_close_matches(wanted, known, 1)
+            meant = f"did you mean {close[0]}? " if close else ""
+            raise SettingsError(f"{name} is no setting: {meant}--help lists them all")
 
 
 def read_options(given: dict[str, str | None]) -> Settings:

@@ -106,7 +106,7 @@ class Planner:
         if not self._makes(choice, images, deadline):
             in_time = self._in_time(choice, share, minimum, images, deadline, size_px) if by_deadline else None
             if in_time is None:
-                raise self._refusal(choice, images, deadline)
+                raise self._refusal(choice, images, deadline, may_be_lowered=not by_deadline)
             choice = in_time
         return Plan(choice, degraded=choice != wanted)
 
@@ -124,17 +124,21 @@ class Planner:
                 return found
         return None
 
-    def _refusal(self, choice: Choice, images: int, deadline: float) -> Overloaded | DeadlinePassed:
-        left_s = deadline - self._clock()
+    def _refusal(
+        self, choice: Choice, images: int, deadline: float, *, may_be_lowered: bool
+    ) -> Overloaded | DeadlinePassed:
+        """`may_be_lowered`: there is a way to say that it may, which wasn't taken; else the least was too much."""
+        left_s = max(0.0, deadline - self._clock())
         alone_s = self._queue.run_s(choice.size_px, choice.threshold, images)
+        least = "allow more time; that was to be lowered, and the least that it may be takes too long as well"
         if alone_s > left_s:
             return DeadlinePassed(
                 f"the deadline leaves {left_s * 1e3:.0f} ms; inference alone takes about {alone_s * 1e3:.0f} ms: "
-                "allow more time, ask for less compute, or allow it with degrade=true"
+                + ("allow more time, ask for less compute, or allow it with degrade=true" if may_be_lowered else least)
             )
         wait_s = self._queue.finish_s(choice.size_px, choice.threshold, images, deadline)
         return Overloaded(
             f"the deadline leaves {left_s * 1e3:.0f} ms and the answer would take about {wait_s * 1e3:.0f} ms; "
-            "try again later, or allow less compute with degrade=true",
+            "try again later" + (", or allow less compute with degrade=true" if may_be_lowered else ""),
             retry_after_s=max(0.0, wait_s - left_s),
         )

@@ -58,8 +58,10 @@ class Repository:
         self._decoders = decoders
         self._load_engine = load
         self._reasons: dict[str, str] = {}  # why a model isn't served, or what its last load failed of
+        self._awaited: set[str] = set()  # named by the settings and not yet served
         self._loading: str | None = None
         self._retired: set[ServedModel] = set()  # replaced or unloaded, and still in use
+        self._on_complete: Callable[[], None] = lambda: None
         self._turn = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -78,17 +80,25 @@ class Repository:
         self._serve(bundle, engine)
 
     def open_others(self, then: Callable[[], None]) -> None:
-        """Load the further models that the settings name, beside the loop, and call `then`; at once if there are none.
+        """Load the further models of the settings, beside the loop, and call `then`; at once if there are none.
 
-        One that fails is left out and noted in the index.
+        One that fails is noted in the index. If the settings name it, `then` waits until it is loaded over the API;
+        of `all` it is left out.
         """
         wanted = self._settings.load_models
         names: Iterable[str] = () if wanted == "default" else (name.strip() for name in wanted.split(","))
         others = set(self._on_disk() if wanted == "all" else names) - {self.default_name, ""}
+        self._awaited = set() if wanted == "all" else others
+        self._on_complete = then
         if others:
-            self._spawn(self._load_each(sorted(others), then))
+            self._spawn(self._load_each(sorted(others)))
         else:
             then()
+
+    @property
+    def awaited(self) -> dict[str, str]:
+        """The models that the settings name and that aren't served yet, and why, where a load has failed."""
+        return {name: self._reasons.get(name, "") for name in sorted(self._awaited)}
 
     async def load(self, name: str) -> None:
         """Load the model `name`, or load it anew if its bundle has changed; returns when it is served.
@@ -143,13 +153,14 @@ class Repository:
             return ModelState(name, version_on_disk, "UNLOADING", "requests that had chosen it are finishing")
         return ModelState(name, version_on_disk, "UNAVAILABLE", reason or "not loaded")
 
-    async def _load_each(self, names: Iterable[str], then: Callable[[], None]) -> None:
+    async def _load_each(self, names: Iterable[str]) -> None:
         for name in names:
             try:
                 await self.load(name)
-            except Exception as error:  # whatever it is, the service runs without this model
+            except Exception as error:  # whatever it is, the others are served
                 self._reasons[name] = str(error) or repr(error)
-        then()
+        if not self._awaited:
+            self._on_complete()
 
     async def _load(self, name: str) -> None:
         async with self._turn:
@@ -169,6 +180,10 @@ class Repository:
             finally:
                 self._loading = None
             self._reasons.pop(name, None)
+        if name in self._awaited:
+            self._awaited.discard(name)
+            if not self._awaited:
+                self._on_complete()
 
     def _serve(self, bundle: Bundle, engine: Engine) -> None:
         """Put a warm model in its place, from one request to the next."""

@@ -30,14 +30,14 @@ class Settings(BaseSettings):
     load_models: str = Field(
         "default",
         min_length=1,
-        description="Bundles to load at the start: `default` only, `all` of the repository, or names with commas "
-        "between; the default one always. Each takes about 180 MB and its share of the CPUs while it works.",
+        description="Bundles to load at the start: `default` only, `all` of the repository that can be, or names with "
+        "commas between, without which the service isn't ready. Each takes its weights' memory and, at work, CPU.",
     )
     repository_control: bool = Field(
         False,
         description="Whether callers may load, reload and unload models over the API (/v2/repository). Convenient to "
-        "operate; whoever reaches the port can then take models away. A reload needs room for a second model, "
-        "about 230 MB, while it lasts.",
+        "operate; whoever reaches the port can then take models away. A reload needs room for a second model "
+        "and for loading it (the default bundle's: 560 MB) while it lasts.",
     )
     host: str = Field(
         "127.0.0.1", min_length=1, description="Address to listen on; 0.0.0.0 takes requests from other machines."
@@ -69,7 +69,7 @@ class Settings(BaseSettings):
     precision: Literal["auto", "float32", "float16", "int8"] = Field(
         "auto",
         description="Of the large matrix products. auto takes int8 on CPUs and float16 under TensorRT if the bundle "
-        "has them, else float32: int8 answers about 1.5 times as many images. float16 is for GPUs. With either a few "
+        "has them, else float32: int8 answers 1.5 to 2.8 times as many images. float16 is for GPUs. With either a few "
         "answers change, the manifest says how many.",
     )
     provider: Literal["auto", "cpu", "cuda", "tensorrt"] = Field(

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # System tools that some tests drive: `install_if_missing COMMAND PACKAGE...`, a line each. As root on Debian they are
 # installed; elsewhere it says what is missing, and the tests that need it are skipped, or fail where
-# SKIPVIT_TEST_REQUIRE_TOOLS=1 is set.
+# TEST_REQUIRE_TOOLS=1 is set.
 set -euo pipefail
 
 updated=

@@ -25,7 +25,9 @@ async def healthz(serving: ServingDep) -> Status:
 async def readyz(serving: ServingDep) -> Status:
     """Ready: the model is loaded and warm, and the process isn't shutting down."""
     if serving.lifecycle.phase != "ready":
-        raise NotReady(f"the service is {serving.lifecycle.phase}")
+        failed = [f"{name!r}: {reason}" for name, reason in serving.repository.awaited.items() if reason]
+        why = f"; it waits for a model that can't be loaded: {'; '.join(failed)}" if failed else ""
+        raise NotReady(f"the service is {serving.lifecycle.phase}{why}")
     return Status(status="ready")
 
 

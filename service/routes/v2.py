@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.metadata
 from functools import partial
 from typing import Annotated, Any, NamedTuple
 
@@ -35,6 +34,7 @@ from service.oip_schemas import (
     Ready,
     ServerMetadata,
 )
+from service.openapi import release
 from service.results import make_receipt
 from service.routes.ops import healthz, readyz
 from service.served_model import ServedModel
@@ -106,11 +106,7 @@ JsonLength = Annotated[
 @router.get("")
 async def server_metadata() -> ServerMetadata:
     """The server's name, version and extensions of the protocol."""
-    try:
-        version = importlib.metadata.version("skipvit")
-    except importlib.metadata.PackageNotFoundError:  # run from a checkout that isn't installed
-        version = "unknown"
-    return ServerMetadata(name="skipvit", version=version, extensions=EXTENSIONS)
+    return ServerMetadata(name="skipvit", version=release(), extensions=EXTENSIONS)
 
 
 @router.get("/health/live")

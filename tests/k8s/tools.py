@@ -9,10 +9,10 @@ import pytest
 
 
 def tool(name: str) -> str:
-    """The program's path; without it the test is skipped, or fails where SKIPVIT_TEST_REQUIRE_TOOLS=1 is set."""
+    """The program's path; without it the test is skipped, or fails where TEST_REQUIRE_TOOLS=1 is set."""
     found = shutil.which(name)
-    if found is None and os.environ.get("SKIPVIT_TEST_REQUIRE_TOOLS") == "1":
-        pytest.fail(f"{name} is not installed, and SKIPVIT_TEST_REQUIRE_TOOLS=1 wants it")
+    if found is None and os.environ.get("TEST_REQUIRE_TOOLS") == "1":
+        pytest.fail(f"{name} is not installed, and TEST_REQUIRE_TOOLS=1 wants it")
     if found is None:
         pytest.skip(f"{name} IS NOT INSTALLED: this was not tested")
     return found

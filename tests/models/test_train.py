@@ -263,9 +263,35 @@ def test_float32_gradients_are_those_of_the_parameters_that_compute(toy_checkpoi
         assert all(parameter.grad is None or parameter.grad.dtype == torch.float32 for parameter in own)
 
 
-def test_a_folder_with_another_run_is_not_overwritten(toy_checkpoint: Path, toy_images: Path, capsys: Capture) -> None:
-    assert train.main(options(toy_images, toy_checkpoint.parent / "dense", "--epochs", "9")) == 2
-    assert "holds a run with other settings: give another --out or delete it" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        (["--epochs", "9"], "epochs"),
+        (["--precision", "bf16"], "precision"),
+        (["--model", "test_vit2"], "model"),
+        (["--init", "{dense}"], "init"),
+        (["--teacher", "{dense}"], "teacher"),
+    ],
+)
+def test_a_folder_with_another_run_is_not_overwritten(
+    more: list[str], named: str, toy_images: Path, toy_checkpoint: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    assert train.main(options(toy_images, tmp_path, "--epochs", "1")) == 0
+    given = [value.format(dense=toy_checkpoint.parent / "dense") for value in more]
+    assert train.main(options(toy_images, tmp_path, "--epochs", "1", *given)) == 2
+    said = f"holds a run with other settings ({named}): give another --out or delete it"
+    assert said in capsys.readouterr().err
+
+
+def test_what_a_stage_freezes_has_no_gradient_where_it_computes_in_half_precision(
+    toy_checkpoint: Path, tmp_path: Path
+) -> None:
+    model, machine = checkpoint.load(toy_checkpoint), run.Machine("cpu", torch.bfloat16)
+    training = run.Run(model, TrainConfig(stage="gates"), machine, tmp_path)
+    learns = {name for name, parameter in training.working.named_parameters() if parameter.requires_grad}
+    assert learns == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert learns
+    assert all(name.startswith("gates.") for name in learns)
 
 
 @pytest.mark.parametrize(

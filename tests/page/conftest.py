@@ -27,7 +27,7 @@ async def browser() -> AsyncIterator[Browser]:
     path = find_chromium()
     if path is None:
         missing = "NO CHROMIUM: THE WEB PAGE IS NOT TESTED. Run tests/tools.sh as root, or install chromium."
-        assert os.environ.get("SKIPVIT_TEST_REQUIRE_TOOLS") != "1", missing
+        assert os.environ.get("TEST_REQUIRE_TOOLS") != "1", missing
         pytest.skip(missing)
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=path, args=ARGUMENTS)

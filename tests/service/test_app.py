@@ -28,6 +28,7 @@ def test_the_openapi_document_shows_bodies_parameters_examples_and_problems(clie
         if status != "200":
             assert "example" in response["content"]["application/problem+json"]
     assert document["components"]["schemas"]["ClassifyResponse"]["examples"]
+    assert document["info"]["version"] == client.get("/v2").json()["version"]
     assert client.get("/docs").status_code == 200
 
 

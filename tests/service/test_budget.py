@@ -95,6 +95,20 @@ def accuracy(choice: Choice) -> float:
     raise AssertionError(f"{choice} lies outside the table")
 
 
+def test_where_skipping_was_measured_to_help_that_is_noise_and_the_dearer_is_taken() -> None:
+    points = [(0.0, 1.0, 0.90), (0.25, 0.8, 0.894), (0.5, 0.6, 0.90), (1.0, 0.2, 0.5)]  # the second by bad luck
+    row = MANIFEST.calibration[0].model_dump()
+
+    def at(threshold: float, macs: float, accuracy: float) -> dict[str, Any]:
+        ratio = row["macs_ratio"] | {"mean": macs}
+        return row | {"size_px": 28, "threshold": threshold, "macs_ratio": ratio, "accuracy": accuracy}
+
+    manifest = fake_manifest(calibration=[at(*point) for point in points])
+    assert solve(manifest, 1.0) == Choice(28, 0.0)
+    assert solve(manifest, 0.8) == Choice(28, 0.25)  # and not 0.5, which is no better
+    assert solve(manifest, 0.9).threshold == pytest.approx(0.125)
+
+
 def test_without_a_table_compute_is_refused() -> None:
     with pytest.raises(BadParameter, match="calibration"):
         solve(fake_manifest(calibration=[]), 0.5)

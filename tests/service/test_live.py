@@ -152,3 +152,11 @@ async def test_many_clients_at_once_each_get_their_own_answer() -> None:
     for value, (status, body) in zip(values, answers, strict=True):
         assert status == 200
         assert json.loads(body)["results"][0]["predictions"][0]["index"] == value % CLASSES
+
+
+async def test_whatever_can_be_got_has_its_head_too() -> None:
+    async with live_server(FakeEngine(), Settings()) as live:
+        for path in ("/", "/healthz", "/readyz", "/metrics", "/docs", "/openapi.json", "/v1/models", "/v2/models/fake"):
+            assert await ask(live.port, "HEAD", path) == (200, b""), path
+        assert (await ask(live.port, "HEAD", "/absent"))[0] == 404
+        assert (await ask(live.port, "HEAD", "/v1/classify"))[0] == 405

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from service.__main__ import main
-from service.options import make_parser, read_options
+from service.options import check_names, make_parser, read_options
 from service.settings import Settings
 
 
@@ -58,6 +58,31 @@ def test_the_printed_configuration_has_every_setting_and_no_secret(
     printed = capsys.readouterr().out
     assert set(json.loads(printed)) == set(Settings.model_fields)
     assert "abab" not in printed
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("SKIPVIT_TREADS", "SKIPVIT_TREADS is no setting: did you mean SKIPVIT_THREADS? --help lists them all"),
+        ("SKIPVIT_QQQQQQQQQQQQQ", "SKIPVIT_QQQQQQQQQQQQQ is no setting: --help lists them all"),
+    ],
+)
+def test_a_variable_that_is_no_setting_is_refused(
+    name: str, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "1")
+    assert main(["--print-config"]) == 2
+    assert capsys.readouterr().err == f"skipvit: {said}\n"
+
+
+def test_what_kubernetes_tells_of_a_service_is_no_misspelt_setting() -> None:
+    check_names(["SKIPVIT_SERVICE_HOST", "SKIPVIT_SERVICE_PORT_HTTP", "SKIPVIT_CANARY_PORT_8000_TCP_ADDR", "PATH"])
+
+
+def test_an_option_has_one_name(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["--api-keys", "alice:secret"])
+    assert "unrecognized arguments: --api-keys" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("how", ["option", "variable"])

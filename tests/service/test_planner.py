@@ -102,8 +102,13 @@ def test_who_allows_it_is_lowered_just_enough_for_the_deadline() -> None:
 
 
 def test_even_the_minimum_may_not_make_it() -> None:
-    with pytest.raises(DeadlinePassed):
+    with pytest.raises(DeadlinePassed, match="the least that it may be takes too long") as caught:
         plan(planner(FakeQueue()), FULL, deadline=1000.05, by_deadline=True)
+    assert "degrade" not in str(caught.value)
+    with pytest.raises(DeadlinePassed, match="leaves 0 ms"):
+        plan(planner(FakeQueue()), FULL, deadline=999.0)
+    with pytest.raises(Overloaded, match="try again later$"):
+        plan(planner(FakeQueue(3.0)), FULL, deadline=1002.0, by_deadline=True)
 
 
 def test_without_a_table_nothing_can_be_lowered() -> None:

@@ -184,11 +184,23 @@ def test_another_model_that_fails_is_unavailable_and_says_why(folder: Path, load
         }
 
 
-def test_a_named_model_that_isnt_there_is_in_the_index_with_its_reason(folder: Path, loader: FakeLoader) -> None:
-    with TestClient(create_app(settings(folder, load_models="absent"), load=loader)) as client:
-        while client.get("/readyz").status_code == 503:
+def test_without_a_named_model_the_service_isnt_ready_and_says_why_until_it_is_loaded(
+    folder: Path, loader: FakeLoader
+) -> None:
+    reason = "no bundle 'absent' in the model repository"
+    with TestClient(create_app(settings(folder, load_models="absent,other"), load=loader)) as client:
+        while "absent" not in index(client) or index(client)["other"][1] != "READY":
             pass
-        assert index(client)["absent"] == ("", "UNAVAILABLE", "no bundle 'absent' in the model repository")
+        assert index(client)["absent"] == ("", "UNAVAILABLE", reason)
+        assert client.post("/v1/classify?model=other", content=plain(3)).status_code == 200
+        answer = client.get("/readyz")
+        assert answer.status_code == 503
+        assert answer.json()["detail"].endswith(
+            f"starting; it waits for a model that can't be loaded: 'absent': {reason}"
+        )
+        write_bundle(folder, name="absent")
+        assert client.post(operate("absent", "load")).status_code == 200
+        assert client.get("/readyz").status_code == 200
 
 
 def test_the_default_model_failing_ends_the_start(folder: Path, loader: FakeLoader) -> None:
