@@ -47,7 +47,7 @@ format: $(VENV)/.dev ## rewrite the code in the house's format
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.export ## time ours beside every rival, on real images; some ten minutes
-	$(BIN)/python -m export.benchmark --bundle $(BUNDLE)
+	$(BIN)/python -m export.benchmark --bundle $(BUNDLE) --images loadtest/images
 
 loadtest: $(VENV)/.service-cpu $(VENV)/.loadtest ## 3 minutes of load: accuracy and latency; starts a service if none is ready on $PORT
 	$(BIN)/python -m loadtest.sweep --minutes 3 --port $(PORT) --thresholds 0,.3,.6 --presets economy --rates .4x,.8x,1.2x

@@ -30,7 +30,7 @@ from export.to_onnx import ExportError
 from export.to_torchscript import write_torchscript
 from models.backbone import UnsupportedModel
 from models.checkpoint import CheckpointError
-from models.data import DataError, LabelledImages, load_images, split_holdout
+from models.data import DataError, LabelledImages, held_out, load_images
 from service.artifact import Origin
 from service.errors import BundleError
 
@@ -84,7 +84,7 @@ def _bundle(options: argparse.Namespace) -> dict[str, Parity]:
             raise ValueError("--keep-graphs and --calibrate exclude each other: other ranges make other graphs")
         return keep_graphs(source, options.out)
     if options.calibrate:
-        unseen = split_holdout(load_images(options.calibrate, "train", 1), options.holdout_ratio)[1]
+        unseen = held_out(load_images(options.calibrate, "train", 1), options.holdout_ratio, source.training)
         source.precisions.pop("int8", None)  # measured with other ranges
     return write_bundle(source, options.out, _images(options), unseen)
 

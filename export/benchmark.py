@@ -1,6 +1,6 @@
 """Everybody in one table: ours against the dense model in five runtimes, token merging and lower resolution.
 
-    python -m export.benchmark --bundle models/zoo/cifar100-vits14
+    python -m export.benchmark --bundle models/zoo/cifar100-vits14 --images loadtest/images
 
 Who the rivals are, `export.rivals` says; beside them stand the layers' matrix products alone, a bound for float32.
 Runs are interleaved (every rival once a round, each round in an order of its own) on real images, all with the same
@@ -117,15 +117,15 @@ def measure(
     Each round has its own order, so that none always runs after the same one and finds what that leaves behind.
     """
     times = {rival: Times([], []) for rival in rivals}
-    orders = np.random.default_rng(0)
-    count = len(images[rivals[0].size_px])
+    orders, count = np.random.default_rng(0), len(images[rivals[0].size_px])
+    shuffled = orders.permutation(count)  # neighbours may be of one class
     for rival in tqdm(rivals, desc=f"batches of {batch_size}, first runs", leave=False):
         rival.answer(images, np.arange(batch_size) % count)
     end = time.perf_counter() + seconds * len(rivals)
     for turn in range(10_000):
         order = [rivals[i] for i in orders.permutation(len(rivals))]
         for rival in tqdm(order, desc=f"batches of {batch_size}, round {turn + 1}", leave=False):
-            rows = np.arange(turn * batch_size, (turn + 1) * batch_size) % count
+            rows = shuffled[np.arange(turn * batch_size, (turn + 1) * batch_size) % count]
             for _ in range(2):  # the second one counts: caches are then as they would be under load
                 start = time.perf_counter()
                 answer = rival.answer(images, rows)

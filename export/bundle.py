@@ -19,7 +19,7 @@ from export.graph import INPUTS, OUTPUTS, AnySizeViT, ServedViT, example_inputs,
 from export.int8 import RANGES, check_precision, observe_all, write_int8
 from export.model_card import render
 from export.parity import Parity, compare, image_array, onnx_infer
-from export.source import CALIBRATION, EVALUATION, LOWER, PRECISION, PRECISIONS, RESULTS, TRAINING, Source
+from export.source import CALIBRATION, EVALUATION, LOWER, PRECISION, PRECISIONS, RESULTS, Source
 from export.to_onnx import ExportError, externalise, halved, in_precision, save, to_onnx, trace
 from models import checkpoint
 from models.checkpoint import at_size
@@ -168,7 +168,7 @@ def graph_file(size_px: int, source: Source) -> str:
 
 
 def _copy_measured(source: Source, folder: Path) -> None:
-    for name in (checkpoint.WEIGHTS, checkpoint.CONFIG, EVALUATION, CALIBRATION, TRAINING):
+    for name in (checkpoint.WEIGHTS, checkpoint.CONFIG, EVALUATION, CALIBRATION, checkpoint.TRAINING):
         shutil.copyfile(source.folder / name, folder / name)
     measured = [RESULTS] if source.results else []
     for name in (*measured, *map(PRECISION.format, source.precisions)):

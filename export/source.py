@@ -16,7 +16,6 @@ from service.artifact import MANIFEST, Origin, Precision
 
 EVALUATION = "evaluation.json"
 CALIBRATION = "calibration.json"
-TRAINING = "train.json"
 RESULTS = "results.json"  # of `models.results`; it and the pictures may be missing
 LOWER: tuple[Precision, ...] = ("int8", "float16")
 PRECISIONS: tuple[Precision, ...] = ("float32", *LOWER)
@@ -60,7 +59,7 @@ def read_source(folder: Path, origin: Origin | None) -> Source:
     measure = f"python -m models.evaluate --checkpoint {folder} --data DATA --sizes SIZES"
     calibration = _measured(folder / CALIBRATION, f"{measure} --split heldout --out {folder / CALIBRATION}")
     evaluation = _measured(folder / EVALUATION, f"{measure} --out {folder / EVALUATION}")
-    training = _measured(folder / TRAINING, "train with `python -m models.train`")
+    training = _measured(folder / checkpoint.TRAINING, "train with `python -m models.train`")
     full_px = model.config.image_size_px
     for measured in (evaluation, calibration):
         dense_row(measured["rows"], full_px)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -21,6 +22,7 @@ from models.regularise import FACTORS
 
 WEIGHTS = "weights.safetensors"
 CONFIG = "config.json"
+TRAINING = "train.json"  # what `models.train` says of the run
 OURS = ("gates.", "bypasses.")  # what timm's model hasn't
 
 
@@ -59,6 +61,21 @@ def read_config(folder: Path) -> PrunedViTConfig:
         ) from None
     except ValueError as error:
         raise CheckpointError(f"{folder / CONFIG} is not a model config ({error})") from None
+
+
+def training_of(folder: Path) -> dict[str, Any]:
+    """What the run that made the checkpoint says of itself; empty where it says nothing.
+
+    Raises:
+        CheckpointError: it isn't JSON.
+    """
+    try:
+        summary: dict[str, Any] = json.loads((folder / TRAINING).read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise CheckpointError(f"{folder / TRAINING} isn't JSON ({error}): train anew, or remove it") from None
+    return summary
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:

@@ -5,7 +5,8 @@ It knows no model; an image becomes the model's uint8 input through `models.prep
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,23 @@ def split_holdout(images: LabelledImages, ratio: float) -> tuple[LabelledImages,
         raise DataError(f"can't hold out the share {ratio} of {len(images)} training images")
     order = np.random.default_rng(0).permutation(len(images))
     return images.select(order[:cut]), images.select(order[cut:])
+
+
+def digest(images: LabelledImages) -> str:
+    """Which images of a data set a split has, by their labels in order, however they are encoded."""
+    return hashlib.sha256(np.asarray(images.rows[images.label_column], np.int64).tobytes()).hexdigest()[:16]
+
+
+def held_out(images: LabelledImages, ratio: float, training: Mapping[str, Any]) -> LabelledImages:
+    """The training images that a run held out; `training` is its summary.
+
+    Raises:
+        DataError: they aren't those: it saw other data, in another order, or held out another share.
+    """
+    found = split_holdout(images, ratio)[1]
+    if training.get("heldout_digest", digest(found)) != digest(found):
+        raise DataError("these aren't the images that training held out: give the same data and --holdout-ratio")
+    return found
 
 
 def epoch_order(length: int, seed: int, epoch: int) -> NDArray[np.int64]:

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from models import checkpoint
 from models.checkpoint import CheckpointError
-from models.data import DataError, LabelledImages, load_images, source_name, split_holdout
+from models.data import DataError, LabelledImages, held_out, load_images, source_name
 from models.frontier import frontier
 from models.labels import keep_labels
 from models.macs import shape_of, used_macs
@@ -199,17 +199,18 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def load_split(data: str, split: str, size_px: int, holdout: float) -> LabelledImages:
-    """`test`, or the training images that no training run saw."""
+def load_split(data: str, split: str, size_px: int, holdout: float, folder: Path) -> LabelledImages:
+    """`test`, or the training images that the checkpoint in `folder` never saw."""
     if split == "test":
         return load_images(data, "test", size_px)
-    return split_holdout(load_images(data, "train", size_px), holdout)[1]
+    return held_out(load_images(data, "train", size_px), holdout, checkpoint.training_of(folder))
 
 
 def measure(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """Evaluate what the options name: the result as it is written to --out, and every image's answers."""
     thresholds = tuple(float(value) for value in options.thresholds.split(","))
-    trained = checkpoint.load(options.bundle or options.checkpoint)
+    folder: Path = options.bundle or options.checkpoint
+    trained = checkpoint.load(folder)
     sizes: tuple[int, ...] = (trained.config.image_size_px,)
     served, device = None, options.device
     runtime = f"torch {torch.__version__.split('+')[0]}, float32, sparse path"
@@ -221,7 +222,7 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, NDAr
     tallies, labels, count = [], np.zeros(0, np.int16), 0
     for size_px in [int(size) for size in options.sizes.split(",") if size] or sizes:
         model = checkpoint.at_size(trained, size_px).to(device)
-        images = load_split(options.data, options.split, size_px, options.holdout_ratio)
+        images = load_split(options.data, options.split, size_px, options.holdout_ratio, folder)
         if images.labels != model.config.labels:
             raise DataError(f"{options.data} has other classes than the model: {images.labels[:3]} ...")
         if options.max_images:

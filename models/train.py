@@ -33,6 +33,7 @@ from models.data import (
     Images,
     LabelledImages,
     decode,
+    digest,
     epoch_order,
     load_images,
     source_name,
@@ -166,6 +167,7 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
         "teacher": options.teacher and options.teacher.name,
         "training_images": len(training),
         "heldout_images": len(heldout),
+        "heldout_digest": digest(heldout),
     }
     run = Run(model, config, machine, options.out, teacher, origin)
     if run.resume():
@@ -181,7 +183,7 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
         "wall_s": round(time.monotonic() - started, 1),  # of this call: a resumed run took longer in all
         "history": run.progress.history,
     }
-    (options.out / "train.json").write_text(json.dumps(summary, indent=1) + "\n")
+    (options.out / checkpoint.TRAINING).write_text(json.dumps(summary, indent=1) + "\n")
     return summary
 
 

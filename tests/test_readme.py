@@ -104,25 +104,42 @@ def test_curl_commands_are_answered(command: str, port: int) -> None:
     assert run_curl(command, port).strip()
 
 
-def test_the_first_answer_has_the_label_what_was_skipped_and_what_it_cost(port: int) -> None:
-    before = run_curl("curl -s localhost:8000/metrics", port)
-    answer = json.loads(run_curl(next(line for line in CURL if "snake" in line), port))
-    after = run_curl("curl -s localhost:8000/metrics", port)
+def test_the_first_answers_have_the_label_what_was_looked_at_what_was_skipped_and_what_it_cost(port: int) -> None:
+    twice, skipping = CURL[:2]
+    answer = json.loads(run_curl(twice, port))
     (result,) = answer["results"]
+    shown = json.loads(re.search(r"```json\n(.*?)```", README, re.S)[1])  # type: ignore[index]
+    assert set(answer["timing_ms"]) == set(shown["timing_ms"])
+    (expected,) = shown["results"]
+    assert result.keys() == expected.keys()
+    for found, said in ((result["predictions"][0], expected["predictions"][0]), *looks(result, expected)):
+        assert found["label"] == said["label"] == "fox"
+        assert found["probability"] == pytest.approx(said["probability"], abs=0.05)
+    assert result["macs"] == expected["macs"] | {"ratio": pytest.approx(expected["macs"]["ratio"], abs=0.001)}
+    before = run_curl("curl -s localhost:8000/metrics", port)
+    (result,) = json.loads(run_curl(skipping, port))["results"]
+    after = run_curl("curl -s localhost:8000/metrics", port)
     assert result["predictions"][0]["label"] == "snake"
-    shown = json.loads(re.search(r"```json\n(.*?)```", README, re.S)[1])["results"][0]  # type: ignore[index]
-    assert result["skipped_patches"]["mean"] == pytest.approx(shown["skipped_patches"]["mean"], abs=0.5)
     assert result["threshold"] == 0.5
-    assert len(result["skipped_patches"]["per_layer"]) == 12
-    assert result["skipped_patches"]["mean"] > 0
-    assert 0 < result["macs"]["used"] < result["macs"]["dense"]
-    assert set(answer["timing_ms"]) == {"decode", "queue", "inference", "total"}
+    said = re.search(r'`"per_layer": (\[.*?\])` of (\d+), for ([\d.]+) of the MACs', README_LINE)
+    assert said
+    per_layer = json.loads(said[1])
+    assert np.abs(np.subtract(result["skipped_patches"]["per_layer"], per_layer)).max() <= 3
+    assert result["skipped_patches"]["patches"] == int(said[2])
+    assert result["macs"]["ratio"] == pytest.approx(float(said[3]), abs=0.01)
     counted = [
         float(match[1])
         for text in (before, after)
         if (match := re.search(r'^skipvit_requests_total\{model="cifar100-vits14",outcome="ok"\} (\S+)', text, re.M))
     ]
     assert counted[1] == counted[0] + 1
+
+
+def looks(result: dict[str, Any], expected: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """The first look's predictions, found and shown; both must be of one size."""
+    found, shown = result["first_look"], expected["first_look"]
+    assert found["size_px"] == shown["size_px"]
+    return [(found["prediction"], shown["prediction"])]
 
 
 @pytest.mark.timeout(900)  # it trains, exports, and times everybody
@@ -232,10 +249,16 @@ def test_the_table_of_presets_and_two_looks_is_what_was_measured() -> None:
     assert said
     assert [float(each) for each in said.groups()] == pytest.approx([*timms["timm-onnx"], *timms["timm"]], abs=0.0051)
     point = look(manifest["presets"]["balanced"])
-    ours = np.array([timed["int8", *point, batch_size]["speedup"] for batch_size in (1, 8, 32)])
+    ours, *theirs = (
+        np.array([row["images_s"] for row in rows])
+        for rows in (
+            [timed["int8", *point, batch_size] for batch_size in (1, 8, 32)],
+            *([row for row in bench["rows"] if row["precision"] == kind] for kind in timms),
+        )
+    )
     said = re.search(rf"that is {three} times what .*?, and {three} times timm in torch", README_LINE)
     assert said
-    expected = [*(ours / timms["timm-onnx"]), *(ours / timms["timm"])]
+    expected = np.concatenate([ours / each for each in theirs])
     assert [float(each) for each in said.groups()] == pytest.approx(expected, abs=0.051)
     said = re.search(r"(\d+) against (\d+), and OpenVINO's dense models in bf16 (\d+)\.", README_LINE)
     assert said
@@ -244,6 +267,34 @@ def test_the_table_of_presets_and_two_looks_is_what_was_measured() -> None:
     assert all("bf16" in row["rival"] for row in bench["rows"] if row["precision"] == "openvino")
     found = equal["images_s"], equal["rivals"]["dense-int8"], equal["rivals"]["openvino"]
     assert [int(each) for each in said.groups()] == [round(each) for each in found]
+
+
+def test_what_is_said_of_a_dense_model_for_one_size_and_of_the_images_timed_is_what_was_measured() -> None:
+    bench, results, evaluation = (
+        json.loads((ZOO / f"{name}.json").read_text()) for name in ("benchmark", "results", "evaluation")
+    )
+    said = re.search(
+        r"trained for (\d+) px alone \(([\d.]+) %\) answers (\d+) a second in float32, and `balanced` (\d+)",
+        README_LINE,
+    )
+    assert said
+    dense = next(run for run in results["runs"] if run["name"] == f"d{said[1]}")
+    (top1,) = (row["top1"] for row in dense["points"] if row["size_px"] == int(said[1]))
+    assert float(said[2]) == pytest.approx(100 * top1, abs=0.0051)
+    full = [row for row in bench["rows"] if row["batch_size"] == 32 and not row["threshold"]]
+    timed = {(row["precision"], row["size_px"], row["sure"], row["again_px"]): row for row in full}
+    balanced = {kind: timed[kind, 56, 0.65, 112] for kind in ("float32", "int8")}
+    assert int(said[3]) == round(timed["dense", int(said[1]), 0.0, 0]["images_s"])
+    assert int(said[4]) == round(balanced["float32"]["images_s"])
+    said = re.search(r"\((\d+) and (\d+) % of the MACs instead of (\d+)\)", README_LINE)
+    assert said
+    (on_test,) = (
+        row["macs_ratio"]
+        for row in evaluation["second_looks"]
+        if (row["size_px"], row["again_px"], row["sure"], row["threshold"]) == (56, 112, 0.65, 0)
+    )
+    found = [row["macs_ratio"] for row in balanced.values()] + [on_test]
+    assert [int(each) for each in said.groups()] == [round(100 * each) for each in found]
 
 
 @pytest.mark.parametrize(("result", "after"), [("peers", "## Beside other servers"), ("peers-avx2", "`peers-avx2`")])

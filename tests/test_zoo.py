@@ -168,6 +168,13 @@ def test_the_card_says_what_was_measured(bundle: Bundle) -> None:
     assert all(figures["holds"] for figures in parity.values())
 
 
+@pytest.mark.parametrize("precision", ["int8", "float16"])
+def test_what_lower_precision_costs_was_measured_of_these_graphs(bundle: Bundle, precision: str) -> None:
+    measured = json.loads((bundle.path / f"{precision}-evaluation.json").read_text())
+    assert measured["version"] == bundle.manifest.version
+    assert {row["size_px"] for row in measured["rows"]} == set(bundle.manifest.sizes_px)
+
+
 @pytest.mark.parametrize("precision", ["float32", "int8"])
 def test_what_packing_takes_is_what_was_measured(bundle: Bundle, precision: Precision) -> None:
     """Mean over thresholds and batches of 8 and 32, of the CPU where it is most; with one image it is more."""

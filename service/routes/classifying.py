@@ -7,6 +7,7 @@ API, stay FastAPI's.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from functools import wraps
 from inspect import signature
@@ -15,6 +16,7 @@ from typing import Any
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
+from service.errors import BadParameter
 from service.exchange import count_request
 from service.serving import Serving, get_serving
 
@@ -37,6 +39,7 @@ class ClassifyingRoute(APIRoute):
 
         @wraps(endpoint)
         async def remembering(request: Request, serving: Serving, **parameters: Any) -> Response:
+            _check_once_each(request)
             self._remember(_key(request), parameters)
             return await endpoint(request=request, serving=serving, **parameters)
 
@@ -64,6 +67,14 @@ class ClassifyingRoute(APIRoute):
         if len(self._remembered) == _MAX_REMEMBERED:
             del self._remembered[next(iter(self._remembered))]  # the oldest
         self._remembered[key] = parameters
+
+
+def _check_once_each(request: Request) -> None:
+    """Raise BadParameter for one that is given several times, of which FastAPI would take the last one in silence."""
+    times = Counter(name for name, _ in request.query_params.multi_items())
+    for name, given in times.items():
+        if given > 1:
+            raise BadParameter(f"{name} is given {given} times: once is enough")
 
 
 def _key(request: Request) -> Key:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from models import data
-from models.data import DataError, decode, epoch_order, load_images, source_size, split_holdout
+from models.data import DataError, decode, digest, epoch_order, held_out, load_images, source_size, split_holdout
 from tests.conftest import CLASSES
 
 
@@ -119,3 +119,15 @@ def test_the_order_of_an_epoch_depends_on_seed_and_epoch_only() -> None:
     np.testing.assert_array_equal(order, epoch_order(50, 0, 0))
     assert not np.array_equal(order, epoch_order(50, 0, 1))
     assert not np.array_equal(order, epoch_order(50, 1, 0))
+
+
+def test_images_that_training_may_have_seen_are_not_taken_for_held_out_ones(toy_images: Path) -> None:
+    images = load_images(str(toy_images), "train", 16)
+    kept = split_holdout(images, 0.17)[1]
+    training = {"heldout_digest": digest(kept)}
+    assert digest(held_out(images, 0.17, training)) == digest(kept)
+    assert len(held_out(images, 0.25, {})) == 18  # of a run that didn't say
+    with pytest.raises(DataError, match="aren't the images that training held out"):
+        held_out(images, 0.25, training)
+    with pytest.raises(DataError, match="aren't the images that training held out"):
+        held_out(images.select(np.arange(72)[::-1]), 0.17, training)

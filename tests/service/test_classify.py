@@ -147,6 +147,7 @@ def test_too_many_bytes_or_images_are_413(client: TestClient) -> None:
         ("size=15", "size"),
         ("size=large", "size"),
         ("threshold=0.1&compute=0.5", "threshold and compute"),
+        ("threshold=0.1&top_k=2&threshold=0.2", "threshold is given 2 times"),
         ("preset=full&size=14", "size and preset"),
         ("treshold=0.5", "'treshold'; known are threshold, compute"),
     ],
