@@ -193,7 +193,7 @@ class Result(TypedDict):
     cached: NotRequired[
         Annotated[
             Literal[True],
-            Field(description="There if nothing was computed for this request; the answer may have had more compute."),
+            Field(description="There if nothing was computed for this request; the answer may have had more compute, and `macs` are what it took."),
         ]
     ]
     overlay: NotRequired[
