@@ -193,7 +193,10 @@ class Result(TypedDict):
     cached: NotRequired[
         Annotated[
             Literal[True],
-            Field(description="There if nothing was computed for this request; the answer may have had more compute, and `macs` are what it took."),
+            Field(
+                description="There if nothing was computed for this request. The answer may have had more compute; "
+                "`macs` are what it took."
+            ),
         ]
     ]
     overlay: NotRequired[
