@@ -69,7 +69,7 @@ class Settings(BaseSettings):
     precision: Literal["auto", "float32", "float16", "int8"] = Field(
         "auto",
         description="Of the large matrix products. auto takes int8 on CPUs and float16 under TensorRT if the bundle "
-        "has them, else float32: int8 answers 1.5 to 2.8 times as many images. float16 is for GPUs. With either a few "
+        "has them, else float32: int8 answers 1.3 to 2.8 times as many images. float16 is for GPUs. With either a few "
         "answers change, the manifest says how many.",
     )
     provider: Literal["auto", "cpu", "cuda", "tensorrt"] = Field(
