@@ -74,7 +74,7 @@ def int8_bundle(toy_checkpoint: Path, toy_images: Path, tmp_path_factory: pytest
 
     out = tmp_path_factory.mktemp("int8") / "tiny"
     options = ["--checkpoint", str(toy_checkpoint), "--out", str(out), "--images", str(toy_images)]
-    calibrate = ["--calibrate", str(toy_images), "--holdout-ratio", "0.5"]
+    calibrate = ["--calibrate", str(toy_images), "--holdout-ratio", "0.17"]
     assert main([*options, "--origin", "Random numbers.", *calibrate]) == 0
     return load_bundle(out)
 

@@ -20,7 +20,7 @@ def code_cells() -> list[dict[str, Any]]:
 
 
 def test_its_cells_run_against_a_live_service(service: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SKIPVIT_URL", service)
+    monkeypatch.setenv("SERVICE_URL", service)
     plt.switch_backend("agg")
     names: dict[str, Any] = {}
     try:
