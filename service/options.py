@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any, get_args
 
@@ -25,9 +25,8 @@ ONE_PROCESS = (
 )
 _SUMMARY = "Serve a model bundle over HTTP until SIGTERM, then drain and exit 0."
 _EPILOG = "A setting that isn't given here is read from its environment variable."
-_OF_KUBERNETES = re.compile(
-    r"_(SERVICE_HOST|SERVICE_PORT\w*|PORT_\d+_(TCP|UDP)\w*)$"
-)  # told of a Service called skipvit…
+# Kubernetes tells pods of a Service called skipvit-x, by names and by values (SKIPVIT_X_PORT=tcp://10.0.0.1:80).
+_OF_KUBERNETES = re.compile(r"_SERVICE_HOST=|_SERVICE_PORT\w*=|_PORT_\d+_(TCP|UDP)\w*=|=(tcp|udp)://")
 _SHORTER = {"default_model": ("--model",)}
 
 
@@ -49,12 +48,12 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def check_names(variables: Iterable[str]) -> None:
-    """Raise SettingsError for one named like a setting that is none: it would be passed over in silence."""
+def check_names(environment: Mapping[str, str]) -> None:
+    """Raise SettingsError for a variable named like a setting that is none: it would be passed over in silence."""
     known = [ENV_PREFIX + name.upper() for name in Settings.model_fields]
-    for name in variables:
+    for name, value in environment.items():
         wanted = name.upper()
-        if wanted.startswith(ENV_PREFIX) and wanted not in known and not _OF_KUBERNETES.search(wanted):
+        if wanted.startswith(ENV_PREFIX) and wanted not in known and not _OF_KUBERNETES.search(f"{wanted}={value}"):
             close = get_close_matches(wanted, known, 1)
             meant = f"did you mean {close[0]}? " if close else ""
             raise SettingsError(f"{name} is no setting: {meant}--help lists them all")

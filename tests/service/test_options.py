@@ -76,7 +76,8 @@ def test_a_variable_that_is_no_setting_is_refused(
 
 
 def test_what_kubernetes_tells_of_a_service_is_no_misspelt_setting() -> None:
-    check_names(["SKIPVIT_SERVICE_HOST", "SKIPVIT_SERVICE_PORT_HTTP", "SKIPVIT_CANARY_PORT_8000_TCP_ADDR", "PATH"])
+    names = ("SKIPVIT_SERVICE_HOST", "SKIPVIT_SERVICE_PORT_HTTP", "SKIPVIT_CANARY_PORT_8000_TCP_ADDR", "PATH")
+    check_names(dict.fromkeys(names, "10.0.0.1") | {"SKIPVIT_CANARY_PORT": "tcp://10.0.0.1:8000"})
 
 
 def test_an_option_has_one_name(capsys: pytest.CaptureFixture[str]) -> None:
