@@ -131,7 +131,7 @@ class Planner:
         left_s = max(0.0, deadline - self._clock())
         alone_s = self._queue.run_s(choice.size_px, choice.threshold, images)
         least = "allow more time; that was to be lowered, and the least that it may be takes too long as well"
-        if alone_s > left_s:
+        if alone_s >= left_s:  # both are 0 where nothing is known and the deadline has passed
             return DeadlinePassed(
                 f"the deadline leaves {left_s * 1e3:.0f} ms; inference alone takes about {alone_s * 1e3:.0f} ms: "
                 + ("allow more time, ask for less compute, or allow it with degrade=true" if may_be_lowered else least)

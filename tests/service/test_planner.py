@@ -107,6 +107,10 @@ def test_even_the_minimum_may_not_make_it() -> None:
     assert "degrade" not in str(caught.value)
     with pytest.raises(DeadlinePassed, match="leaves 0 ms"):
         plan(planner(FakeQueue()), FULL, deadline=999.0)
+    unknown = FakeQueue()
+    unknown.run_s = lambda *_: 0.0  # type: ignore[method-assign]
+    with pytest.raises(DeadlinePassed, match="leaves 0 ms"):
+        plan(planner(unknown), FULL, deadline=999.0)
     with pytest.raises(Overloaded, match="try again later$"):
         plan(planner(FakeQueue(3.0)), FULL, deadline=1002.0, by_deadline=True)
 
