@@ -46,7 +46,7 @@ format: $(VENV)/.dev ## rewrite the code in the house's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.export ## time ours beside every rival, on real images; some ten minutes
+bench: $(VENV)/.export ## time ours beside every rival, on real images; some twenty minutes
 	$(BIN)/python -m export.benchmark --bundle $(BUNDLE) --images loadtest/images
 
 loadtest: $(VENV)/.service-cpu $(VENV)/.loadtest ## 3 minutes of load: accuracy and latency; starts a service if none is ready on $PORT

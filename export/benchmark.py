@@ -8,7 +8,7 @@ threads, and compared by their medians in the one run (two looks, which take mor
 means). For each batch size and rival: top-1 on the test images, as the bundle's files have it, MACs against dense,
 images a second, the speed-up against dense, the ideal one (dense MACs / its MACs), how much of it was realised, and
 its GFLOP/s against the best product of the model's shapes. Below: how fast token merging and lower resolution are
-where they are as accurate as the presets, and as two looks. Some fifteen minutes; the last line of the output is one
+where they are as accurate as the presets, and as two looks. Some twenty minutes; the last line of the output is one
 JSON object.
 """
 

@@ -63,19 +63,9 @@ def read_config(folder: Path) -> PrunedViTConfig:
         raise CheckpointError(f"{folder / CONFIG} is not a model config ({error})") from None
 
 
-def training_of(folder: Path) -> dict[str, Any]:
-    """What the run that made the checkpoint says of itself; empty where it says nothing.
-
-    Raises:
-        CheckpointError: it isn't JSON.
-    """
-    try:
-        summary: dict[str, Any] = json.loads((folder / TRAINING).read_text())
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise CheckpointError(f"{folder / TRAINING} isn't JSON ({error}): train anew, or remove it") from None
-    return summary
+def read_summary(folder: Path) -> dict[str, Any]:
+    """What the run that made the checkpoint says of itself; OSError if it is missing, ValueError if it isn't JSON."""
+    return dict(json.loads((folder / TRAINING).read_text()))
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:

@@ -203,7 +203,8 @@ def load_split(data: str, split: str, size_px: int, holdout: float, folder: Path
     """`test`, or the training images that the checkpoint in `folder` never saw."""
     if split == "test":
         return load_images(data, "test", size_px)
-    return held_out(load_images(data, "train", size_px), holdout, checkpoint.training_of(folder))
+    training = checkpoint.read_summary(folder) if (folder / checkpoint.TRAINING).exists() else {}
+    return held_out(load_images(data, "train", size_px), holdout, training)
 
 
 def measure(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:

@@ -25,8 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models import figures, plots
+from models.checkpoint import read_summary
 from models.frontier import best_within, frontier
-from models.short_runs import SHORT, read_summary, short_run, short_runs, training_of
+from models.short_runs import SHORT, short_run, short_runs, training_of
 
 FILE, FIGURES = "results.json", "figures"
 BUDGETS = (0.80, 0.65, 0.50, 0.35)  # shares of the dense MACs

@@ -104,7 +104,7 @@ class Run:
         teacher: Teacher | None = None,
         origin: Mapping[str, Any] | None = None,
     ) -> None:
-        """`origin`: what else makes it this run and no other, as JSON holds it: its data, teacher, first weights."""
+        """`origin`: what else makes it this run and no other, as JSON holds it: its data, teacher, start."""
         self.model = model.to(machine.device)  # float32, what the optimiser changes and checkpoints hold
         self.teacher = teacher
         self.config, self.machine, self.out = config, machine, out

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from models.checkpoint import read_summary
 
 SHARES = (0.9, 0.8, 0.7, 0.6)  # of the dense MACs, where they are compared
 SHORT = {
@@ -65,8 +66,3 @@ def training_of(summary: Row) -> Row:
     """How a run was trained, in brief."""
     named = {"start": summary["init"], "teacher": summary.get("teacher"), "epochs": summary["config"]["epochs"]}
     return named | {name: summary[name] for name in ("training_images", "wall_s", "device")}
-
-
-def read_summary(folder: Path) -> Row:
-    """What `models.train` wrote of a run."""
-    return dict(json.loads((folder / "train.json").read_text()))

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.connection import Connection
 from service.error_handlers import add_error_handlers
 from service.errors import SettingsError
+from service.layers import HeadAsGet
 from service.routes import ops
 from service.serving import Serving
 
@@ -67,6 +68,7 @@ async def operations_listener(serving: Serving) -> AsyncIterator[int | None]:
 def make_operations_app(serving: Serving) -> ASGIApp:
     """The listener's application; it serves what the main one holds."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(HeadAsGet)
     add_error_handlers(app)
     app.include_router(ops.router)
     app.include_router(ops.metrics_router)

@@ -130,11 +130,12 @@ class Planner:
         """`may_be_lowered`: there is a way to say that it may, which wasn't taken; else the least was too much."""
         left_s = max(0.0, deadline - self._clock())
         alone_s = self._queue.run_s(choice.size_px, choice.threshold, images)
-        least = "allow more time; that was to be lowered, and the least that it may be takes too long as well"
         if alone_s >= left_s:  # both are 0 where nothing is known and the deadline has passed
+            mend = ", ask for less compute, or allow it with degrade=true" if may_be_lowered else ""
             return DeadlinePassed(
-                f"the deadline leaves {left_s * 1e3:.0f} ms; inference alone takes about {alone_s * 1e3:.0f} ms: "
-                + ("allow more time, ask for less compute, or allow it with degrade=true" if may_be_lowered else least)
+                f"the deadline leaves {left_s * 1e3:.0f} ms; inference alone takes about {alone_s * 1e3:.0f} ms"
+                f"{'' if may_be_lowered else ', and the least that it may be lowered to too long as well'}: "
+                f"allow more time{mend}"
             )
         wait_s = self._queue.finish_s(choice.size_px, choice.threshold, images, deadline)
         return Overloaded(

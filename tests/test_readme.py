@@ -18,6 +18,7 @@ import pytest
 
 from export.equal_accuracy import images_s_at, speeds
 from service.artifact import load_bundle
+from service.budget import solve
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -206,14 +207,15 @@ def test_the_table_is_what_was_measured() -> None:
             assert float(speedup) == pytest.approx(speed[*point, batch_size]["speedup"], abs=0.0051)
 
 
+def look(row: dict[str, Any]) -> tuple[int, float, int]:
+    """The looks of a measured row, or of a preset: the first one's size, when there is a second, and its size."""
+    return row["size_px"], row.get("sure", 0.0), (row.get("again_px") or 112) if row.get("sure") else 0
+
+
 def test_the_table_of_presets_and_two_looks_is_what_was_measured() -> None:
     bench, manifest, evaluation = (
         json.loads((ZOO / f"{name}.json").read_text()) for name in ("benchmark", "manifest", "evaluation")
     )
-
-    def look(row: dict[str, Any]) -> tuple[int, float, int]:
-        return row["size_px"], row.get("sure", 0.0), (row.get("again_px") or 112) if row.get("sure") else 0
-
     plain, own = ([row for row in rows if row["threshold"] == 0] for rows in (bench["rows"], manifest["int8"]))
     ways = [*evaluation["rows"], *evaluation["second_looks"]]
     timed = {(row["precision"], *look(row), row["batch_size"]): row for row in plain}
@@ -240,6 +242,12 @@ def test_the_table_of_presets_and_two_looks_is_what_was_measured() -> None:
             assert float(accuracy) == pytest.approx(100 * top1[precision, *point], abs=0.0051)
             for batch_size, ratio in zip((1, 8, 32), ratios, strict=True):
                 assert float(ratio) == pytest.approx(timed[precision, *point, batch_size]["speedup"], abs=0.0051)
+
+
+def test_what_is_said_of_balanced_beside_others_is_what_was_measured() -> None:
+    bench, manifest = (json.loads((ZOO / f"{name}.json").read_text()) for name in ("benchmark", "manifest"))
+    plain = [row for row in bench["rows"] if row["threshold"] == 0]
+    timed = {(row["precision"], *look(row), row["batch_size"]): row for row in plain}
     timms = {
         kind: np.array([row["speedup"] for row in bench["rows"] if row["precision"] == kind])
         for kind in ("timm-onnx", "timm")
@@ -295,6 +303,32 @@ def test_what_is_said_of_a_dense_model_for_one_size_and_of_the_images_timed_is_w
     )
     found = [row["macs_ratio"] for row in balanced.values()] + [on_test]
     assert [int(each) for each in said.groups()] == [round(100 * each) for each in found]
+
+
+def test_what_an_unsure_image_costs_and_what_compute_buys_is_what_was_measured() -> None:
+    said = re.search(
+        r"take ([\d.]+) times the MACs of `full`, and alone, in int8, ([\d.]+) to ([\d.]+) times", README_LINE
+    )
+    assert said
+    manifest = load_bundle(ZOO).manifest
+    assert float(said[1]) == pytest.approx(1 + manifest.graph(56).dense_macs / manifest.full.dense_macs, abs=0.0051)
+    ratios = []
+    for file in ("benchmark.json", *(file for file, _ in OTHER_CPUS.values())):
+        rows = json.loads((ZOO / file).read_text())["rows"]
+        alone = {
+            row["size_px"]: row["images_s"]
+            for row in rows
+            if (row["precision"], row["batch_size"], row["threshold"], row["sure"]) == ("int8", 1, 0, 0)
+        }
+        ratios.append(1 + alone[112] / alone[56])
+    assert [float(said[2]), float(said[3])] == pytest.approx([min(ratios), max(ratios)], abs=0.051)
+    evaluation = json.loads((ZOO / "evaluation.json").read_text())
+    assert "`balanced`, at 55 % of the MACs, is as accurate as `compute=0.7`" in README_LINE
+    bought = solve(manifest, 0.7)
+    (once,) = (row for row in evaluation["rows"] if (row["size_px"], row["threshold"]) == (bought.size_px, 0.1))
+    assert bought.threshold == pytest.approx(0.1, abs=0.01)
+    (twice,) = (row for row in evaluation["second_looks"] if (*look(row), row["threshold"]) == (56, 0.65, 112, 0))
+    assert abs(once["top1"] - twice["top1"]) < 0.001
 
 
 @pytest.mark.parametrize(("result", "after"), [("peers", "## Beside other servers"), ("peers-avx2", "`peers-avx2`")])

@@ -23,6 +23,7 @@ async def test_metrics_and_probes_have_a_port_of_their_own_without_keys() -> Non
         assert b"skipvit_pending_requests 0.0" in text
         assert (await ask(port, "GET", "/healthz"))[0] == 200
         assert (await ask(port, "GET", "/readyz"))[0] == 200
+        assert await ask(port, "HEAD", "/readyz") == await ask(port, "HEAD", "/metrics") == (200, b"")
         for path in ("/v1/models", "/v2", "/docs", "/openapi.json", "/"):
             assert (await ask(port, "GET", path))[0] == 404, path
 
