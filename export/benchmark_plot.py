@@ -74,11 +74,12 @@ def draw(result: Row) -> Figure:
     """
     largest = max(row["batch_size"] for row in result["rows"])
     rows = [row for row in result["rows"] if row["batch_size"] == largest and row["accuracy"] is not None]
+    compared = [row for row in result["equal_accuracy"] if row["batch_size"] == largest]
     if not any(row["precision"] == DENSE for row in rows):
         raise ValueError("nothing to plot: the dense model's accuracy isn't known")
     top = max(row["accuracy"] for row in rows)
     floor = max(top - WORST_SHOWN, min(speeds(rows, DENSE))[0] - 0.016)
-    figure = new_figure(6.2, _finding(result, largest), _note(result["machine"], largest))
+    figure = new_figure(6.2, _finding(compared, largest), _note(result["machine"], largest))
     axis = figure.subplots()
     names: list[Name] = []
     lines: list[Name] = []
@@ -95,7 +96,7 @@ def draw(result: Row) -> Figure:
             colour, marker = POINTS[row["precision"]]
             axis.plot(row["images_s"], row["accuracy"], color=colour, marker=marker, markersize=10, linestyle="")
             names.append(Name((row["images_s"], row["accuracy"]), row["rival"], colour, 10.5))
-    names += [name for name in _settings(rows, result["equal_accuracy"]) if name.at[1] >= floor]
+    names += [name for name in _settings(rows, compared) if name.at[1] >= floor]
     panel(axis, "", f"images a second, batches of {largest} (faster to the right)", "top-1 accuracy, test images")
     axis.yaxis.set_major_formatter(figures.PERCENT)
     slowest, fastest = (end(row["images_s"] for row in rows) for end in (min, max))
@@ -130,9 +131,9 @@ def _settings(rows: Sequence[Row], compared: Sequence[Row]) -> list[Name]:
     return found
 
 
-def _finding(result: Row, batch_size: int) -> str:
+def _finding(compared: Sequence[Row], batch_size: int) -> str:
     """What the comparison at equal accuracy says where it is nearest to that of the preset `balanced`."""
-    float32 = [row for row in result["equal_accuracy"] if row["precision"] == "float32" and any(row["rivals"].values())]
+    float32 = [row for row in compared if row["precision"] == "float32" and any(row["rivals"].values())]
     balanced = [row["accuracy"] for row in float32 if row["setting"] == "balanced"]
     looks = [row for row in float32 if row["setting"].startswith("two looks")] or float32
     if not looks:

@@ -68,10 +68,17 @@ def speeds(rows: Sequence[Row], kind: str, *, twice: bool = False) -> list[Speed
 
 
 def compare(rows: Sequence[Row], presets: Mapping[str, Choice]) -> list[Row]:
-    """Presets that spend less, two looks and skipped patches, in each precision, beside rivals there."""
+    """Presets that spend less, two looks, skipped patches, in each precision beside rivals; largest batches first."""
+    sizes = sorted({row["batch_size"] for row in rows}, reverse=True)
+    return [
+        compared for size in sizes for compared in _compare([row for row in rows if row["batch_size"] == size], presets)
+    ]
+
+
+def _compare(rows: Sequence[Row], presets: Mapping[str, Choice]) -> list[Row]:
+    """The same in batches of one size."""
     found = []
-    largest = max(row["batch_size"] for row in rows)
-    known = [row for row in rows if row["batch_size"] == largest and row["accuracy"] is not None]
+    known = [row for row in rows if row["accuracy"] is not None]
     for precision, kinds in COMPARED.items():
         names = {point: name for name, point in presets.items() if name != "full"}
         for row in (row for row in known if row["precision"] == precision):
@@ -82,7 +89,7 @@ def compare(rows: Sequence[Row], presets: Mapping[str, Choice]) -> list[Row]:
             name = names.get(point, _in_name(point))
             reached = {kind: images_s_at(speeds(rows, kind), row["accuracy"]) for kind in kinds}
             found.append(
-                {"setting": name, "precision": precision, "batch_size": largest}
+                {"setting": name, "precision": precision, "batch_size": row["batch_size"]}
                 | {"accuracy": row["accuracy"], "images_s": row["images_s"]}
                 | {"rivals": {kind: speed and round(speed, 2) for kind, speed in reached.items()}}
             )

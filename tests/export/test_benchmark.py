@@ -27,7 +27,7 @@ def test_presets_sizes_and_thresholds_are_timed_each_once(tiny_bundle: Path) -> 
     presets = {Choice(preset.size_px, preset.threshold, preset.sure) for preset in bundle.manifest.presets.values()}
     assert len(points) == len(set(points))
     sizes = {Choice(64, 0), Choice(32, 0), Choice(32, 0, SURE)}
-    levels = {Choice(64, level) for level in benchmark.THRESHOLDS}
+    levels = {Choice(64, level) for level in benchmark.THRESHOLDS}  # none of PAIRS is of a size of this model
     assert set(points) == presets | sizes | levels
     assert points[0] == Choice(64, 0.0)
     assert benchmark.chosen_points(bundle, None) == {"float32": points}
@@ -125,6 +125,7 @@ def test_what_was_written_is_printed_and_drawn_anew(
     assert benchmark.main(["--from", str(file), "--plot", str(picture)]) == 0
     printed = capsys.readouterr().out
     assert "(balanced, float32)" in printed
+    assert "balanced, points of accuracy lost" in printed
     assert json.loads(printed.splitlines()[-1]) == result
     with Image.open(picture) as image:
         assert image.size == (1400, 868)

@@ -74,6 +74,13 @@ def test_two_looks_are_compared_as_well_by_the_presets_name_if_it_is_one() -> No
     assert (balanced["setting"], balanced["images_s"]) == ("balanced", 85)
 
 
-def test_smaller_batches_play_no_part() -> None:
-    assert compare(ROWS, {"balanced": Choice(84, 0.2)}) == []
+def test_each_batch_size_is_compared_by_itself_the_largest_first() -> None:
+    few = [each | {"batch_size": 1, "images_s": each["images_s"] / 2} for each in ROWS if each["batch_size"] == 32]
+    found = compare([*few, *ROWS], {"balanced": Choice(84, 0.2)})
+    assert [(each["batch_size"], each["images_s"], each["rivals"]) for each in found] == [
+        (32, 64, {"dense": 60.0, "merging": 55.0}),
+        (32, 99, {"dense-int8": None, "openvino": None}),
+        (1, 32, {"dense": 30.0, "merging": 27.5}),
+        (1, 49.5, {"dense-int8": None, "openvino": None}),
+    ]
     assert speeds(ROWS, "dense") == [(0.90, 400)]
