@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -53,13 +54,13 @@ def choose_execution(
     """Settle what was left open, and refuse what can't be.
 
     One instance with all threads, rather than one for each core: that would hold the weights once a core and take 1.6
-    to 1.8 times as long for a single image. But the threads of a run wait for each other at every operator, so what the
-    event loop takes of one CPU is lost on all. Two runs at once wait less: the second one has one of the session's own
+    times as long for a single image. But the threads of a run wait for each other at every operator, so what the event
+    loop takes of one CPU is lost on all. Two runs at once wait less: the second one has one of the session's own
     threads, and each what the other leaves it; a run that has none beside it takes all threads.
 
     Args:
         provider: `auto` takes CUDA where it is available, but the CPU for int8; the CPU otherwise. Never TensorRT,
-            which builds its engines for minutes at every start.
+            which builds its engines for minutes.
         precision: of the large matrix products. `auto` takes int8 on the CPU: half as many images again in batches,
             with VNNI twice as many, as accurate on the test images; float32 on a GPU, and where there is no int8.
             TensorRT takes float16: the float32 graph has operators of ONNX Runtime's own, which would cut its engine
@@ -92,8 +93,11 @@ def choose_execution(
     return Execution(providers, precision, threads, max_batch_size, min(runs, threads) if provider == "cpu" else 1)
 
 
-def provider_entries(execution: Execution, sizes_px: Sequence[int]) -> list[ProviderEntry]:
-    """The providers with their options, for images of some sizes. CUDA's and TensorRT's never ran on a GPU."""
+def provider_entries(execution: Execution, sizes_px: Sequence[int], cache: Path | None = None) -> list[ProviderEntry]:
+    """The providers with their options, for images of some sizes. CUDA's and TensorRT's never ran on a GPU.
+
+    `cache` is the folder where TensorRT keeps the engines that it builds.
+    """
     options: dict[str, dict[str, str]] = {
         CPU: {},
         CUDA: {
@@ -101,12 +105,7 @@ def provider_entries(execution: Execution, sizes_px: Sequence[int]) -> list[Prov
             "cudnn_conv_algo_search": "HEURISTIC",
             "arena_extend_strategy": "kSameAsRequested",  # instead of doubling, as on the CPU
         },
-        TENSORRT: {
-            # One engine for all shapes; without these it is built anew, for minutes, at each new one.
-            "trt_profile_min_shapes": _shapes(1, min(sizes_px)),
-            "trt_profile_opt_shapes": _shapes(max(1, execution.max_batch_size // 2), max(sizes_px)),
-            "trt_profile_max_shapes": _shapes(execution.max_batch_size, max(sizes_px)),
-        },
+        TENSORRT: _tensorrt_shapes(execution, sizes_px) | _tensorrt_cache(cache),
     }
     return [(name, options[name]) for name in execution.providers]
 
@@ -145,6 +144,29 @@ def _finds_gpu() -> bool:
     except Exception:  # the runtime's errors have no common base class but this
         return False
     return True
+
+
+def _tensorrt_shapes(execution: Execution, sizes_px: Sequence[int]) -> dict[str, str]:
+    """One engine for all shapes; without these it is built anew, for minutes, at each new one.
+
+    Of the float16 graph alone, which is one engine: where operators of ONNX Runtime's own cut a graph, the provider
+    refuses shapes that don't name the inputs of every piece.
+    """
+    if execution.precision != "float16":
+        return {}
+    return {
+        "trt_profile_min_shapes": _shapes(1, min(sizes_px)),
+        "trt_profile_opt_shapes": _shapes(max(1, execution.max_batch_size // 2), max(sizes_px)),
+        "trt_profile_max_shapes": _shapes(execution.max_batch_size, max(sizes_px)),
+    }
+
+
+def _tensorrt_cache(folder: Path | None) -> dict[str, str]:
+    """Engines, and what was timed to build them, are kept; the provider makes anew what doesn't fit graph or shapes."""
+    if folder is None:
+        return {}
+    switches = {f"trt_{kind}_cache_enable": "True" for kind in ("engine", "timing")}
+    return switches | {f"trt_{kind}_cache_path": str(folder) for kind in ("engine", "timing")}
 
 
 def _shapes(rows: int, size_px: int) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import copy
+from functools import partial
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
@@ -11,11 +13,12 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from service import heap
+from service import graph_cache, heap
 from service.artifact import Bundle, Precision
 from service.engine import EngineOutput, check_output
 from service.errors import BundleError, InferenceFailed
 from service.execution import (
+    CPU,
     PrecisionChoice,
     Provider,
     available_providers,
@@ -26,6 +29,7 @@ from service.execution import (
 
 INPUTS = {"images": "tensor(uint8)", "threshold": "tensor(float)"}
 OUTPUTS = {"logits": "tensor(float)", "kept": "tensor(bool)"}
+WEIGHTS = "weights.safetensors"  # in the bundle; every graph's initializers point into it
 
 
 class OnnxEngine:
@@ -44,8 +48,9 @@ class OnnxEngine:
         provider: Provider = "auto",
         max_batch_size: int = 32,
         runs: int = 1,
+        cache: Path | None = None,
     ) -> None:
-        """Load the bundle's graph; arguments are those of `choose_execution`.
+        """Load the bundle's graphs; arguments are those of `choose_execution`, and the folder of `graph_cache`.
 
         Raises:
             SettingsError: the provider isn't there, or doesn't run this precision.
@@ -64,6 +69,7 @@ class OnnxEngine:
         self._layers = bundle.manifest.layers
         self._patches = {graph.size_px: graph.patches for graph in bundle.manifest.graphs}
         self._run_options = ort.RunOptions()
+        self._cache = cache and _expanded(cache)
         self._gated = self._load(bundle, bundle.manifest.served)
         self._dense = self._load(bundle, bundle.manifest.dense)
         self._in_pool = False
@@ -121,16 +127,16 @@ class OnnxEngine:
         return output
 
     def _load(self, bundle: Bundle, graphs: Mapping[Precision, str]) -> ort.InferenceSession:
-        precision, sizes_px = self.execution.precision, bundle.manifest.sizes_px
+        precision = self.execution.precision
         name = graphs.get(precision)
         if name is None:
             raise BundleError(
                 f"{bundle.path} has no {precision} graph: set SKIPVIT_PRECISION=float32, or export it with "
                 f"`python -m export{' --calibrate DATA' * (precision == 'int8')}`"
             )
-        file, options = bundle.path / name, session_options(self.execution)
+        file = bundle.path / name
         try:
-            session = ort.InferenceSession(file, options, providers=provider_entries(self.execution, sizes_px))
+            session = self._session(bundle, file)
         except Exception as error:
             raise BundleError(f"{file}: ONNX Runtime can't load it: {str(error).splitlines()[0]}") from error
         for kind, wanted, found in (
@@ -141,6 +147,23 @@ class OnnxEngine:
             if actual != wanted:
                 raise BundleError(f"{file}: its {kind} are {actual}, not {wanted}: export it anew with `make export`")
         return session
+
+    def _session(self, bundle: Bundle, file: Path) -> ort.InferenceSession:
+        """In float32 there is little to gain from a cache, which would hold all weights twice as wide as the bundle."""
+        options = partial(session_options, self.execution)
+        if self._cache and self.execution.precision == "int8":
+            made_of = " ".join(bundle.manifest.files[name].sha256 for name in (file.name, WEIGHTS))
+            return graph_cache.load(file, made_of, self._cache / bundle.manifest.name, options, CPU)
+        providers = provider_entries(self.execution, bundle.manifest.sizes_px, self._cache)
+        return ort.InferenceSession(file, options(), providers=providers)
+
+
+def _expanded(folder: Path) -> Path | None:
+    """The folder, `~` replaced; None where there is no home."""
+    try:
+        return folder.expanduser()
+    except RuntimeError:
+        return None
 
 
 def run_bound(

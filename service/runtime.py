@@ -39,6 +39,7 @@ def make_engine(settings: Settings, bundle: Bundle) -> Engine:
         provider=settings.provider,
         max_batch_size=settings.max_batch_size,
         runs=settings.concurrent_runs,
+        cache=settings.engine_cache,
     )
 
 

@@ -75,7 +75,12 @@ class Settings(BaseSettings):
     provider: Literal["auto", "cpu", "cuda", "tensorrt"] = Field(
         "auto",
         description="Where the graphs run: auto takes CUDA where ONNX Runtime finds a GPU, but the CPU for int8, and "
-        "the CPU otherwise. tensorrt may be faster than cuda, and builds its engines for minutes at every start.",
+        "the CPU otherwise. tensorrt may be faster than cuda, and builds its engines for minutes.",
+    )
+    engine_cache: Path = Field(
+        Path("~/.cache/skipvit"),
+        description="Folder for int8 graphs as the runtime optimised them, and TensorRT's engines: the next start is "
+        "sooner. Nobody else may write there. /dev/null, or where it can't be written, makes them at every start.",
     )
     decode_threads: int = Field(
         0,
@@ -263,11 +268,6 @@ class Settings(BaseSettings):
         "each sampled request.",
     )
 
-    @field_validator("metrics_port", mode="before")
-    @classmethod
-    def _ignore_metrics_service_link(cls, value: object) -> object:  # as below, beside a Service `skipvit-metrics`
-        return None if isinstance(value, str) and value.startswith("tcp://") else value
-
     @field_validator("cors_origins", mode="before")
     @classmethod
     def _split_origins(cls, value: object) -> object:
@@ -280,10 +280,10 @@ class Settings(BaseSettings):
         # (enableServiceLinks); it's there only if nobody set the variable on purpose.
         return DEFAULT_PORT if isinstance(value, str) and value.startswith("tcp://") else value
 
-    @field_validator("grpc_port", mode="before")
+    @field_validator("grpc_port", "metrics_port", mode="before")
     @classmethod
-    def _ignore_grpc_service_link(cls, value: object) -> object:
-        return None if isinstance(value, str) and value.startswith("tcp://") else value  # as above: `skipvit-grpc`
+    def _ignore_further_links(cls, value: object) -> object:  # as above: Services `skipvit-grpc`, `skipvit-metrics`
+        return None if isinstance(value, str) and value.startswith("tcp://") else value
 
     @property
     def asks_for_keys(self) -> bool:

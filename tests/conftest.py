@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +15,9 @@ from PIL import Image
 
 if TYPE_CHECKING:
     from service.artifact import Bundle
+
+# No test leaves anything in the user's home, nor finds there what an earlier run has left.
+os.environ["SKIPVIT_ENGINE_CACHE"] = tempfile.mkdtemp(prefix="skipvit-engines-")
 
 CLASSES = {"blue": (40, 60, 200), "green": (50, 190, 70), "red": (210, 50, 40)}
 MODEL = "test_vit"  # timm's own toy: 6 layers, 64 wide, 16-px patches

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import onnxruntime as ort
 import pytest
@@ -105,6 +106,23 @@ def test_tensorrt_gets_one_range_of_shapes_for_all_batches() -> None:
     assert list(entries) == [TENSORRT, CUDA, CPU]
     shapes = [entries[TENSORRT][f"trt_profile_{end}_shapes"] for end in ("min", "opt", "max")]
     assert shapes == [f"images:{rows}x{px}x{px}x3,threshold:{rows}" for rows, px in ((1, 56), (12, 98), (24, 98))]
+    in_pieces = dict(provider_entries(execution._replace(precision="float32"), (98, 56)))
+    assert in_pieces[TENSORRT] == {}  # the provider wants the shapes of every piece, or of none
+
+
+def test_tensorrt_keeps_its_engines_where_it_is_told(tmp_path: Path) -> None:
+    execution = choose_execution(
+        "tensorrt", "float16", threads=2, max_batch_size=24, available=GPU_RUNTIME, offered=ALL
+    )
+    before, after = (dict(provider_entries(execution, (98, 56), cache)) for cache in (None, tmp_path))
+    added = dict(after[TENSORRT].items() - before[TENSORRT].items())
+    assert added == {
+        "trt_engine_cache_enable": "True",
+        "trt_engine_cache_path": str(tmp_path),
+        "trt_timing_cache_enable": "True",
+        "trt_timing_cache_path": str(tmp_path),
+    }
+    assert (before[CUDA], before[CPU]) == (after[CUDA], after[CPU])
 
 
 @pytest.mark.parametrize(("gpu", "expected"), [(True, GPU_RUNTIME), (False, [CPU])])

@@ -17,7 +17,7 @@ from service import execution
 from service.artifact import Bundle, load_bundle
 from service.engine import EngineOutput
 from service.errors import BundleError, InferenceFailed, SettingsError
-from service.execution import CPU, CUDA, Provider, available_providers
+from service.execution import CPU, CUDA, TENSORRT, Provider, available_providers
 from service.onnx_engine import OnnxEngine, run_bound
 
 
@@ -26,7 +26,9 @@ def bundle(tiny_bundle: Path) -> Bundle:
     return load_bundle(tiny_bundle)
 
 
-PROVIDERS: list[Provider] = ["cpu", *(["cuda"] if CUDA in available_providers() else [])]  # type: ignore[list-item]
+FOUND = available_providers()
+PROVIDERS: list[Provider] = ["cpu", *(["cuda"] if CUDA in FOUND else [])]  # type: ignore[list-item]
+HALF_PROVIDERS: list[Provider] = [*PROVIDERS, *(["tensorrt"] if TENSORRT in FOUND else [])]  # type: ignore[list-item]
 
 
 @pytest.fixture(scope="module", params=PROVIDERS)
@@ -34,7 +36,7 @@ def onnx(bundle: Bundle, request: pytest.FixtureRequest) -> OnnxEngine:
     return OnnxEngine(bundle, threads=1, provider=request.param)
 
 
-@pytest.fixture(scope="module", params=PROVIDERS)
+@pytest.fixture(scope="module", params=HALF_PROVIDERS)
 def half(bundle: Bundle, request: pytest.FixtureRequest) -> OnnxEngine:
     return OnnxEngine(bundle, threads=1, precision="float16", provider=request.param)
 
