@@ -170,8 +170,7 @@ def curves(file: Path) -> list[Curve]:
             count = round(patches * (size_px / full_px) ** 2)
             columns = ([row[key] for row in own] for key in ("threshold", "top1", "skipped_patches"))
             level, top1, skipped = (np.array(column, float) for column in columns)
-            label = f"{name}, {size_px} px ({count} patches), {attention}"
-            found.append(Curve(label, level, top1, skipped / count))
+            found.append(Curve(f"{name}, {size_px} px ({count} patches), {attention}", level, top1, skipped / count))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{file} is no evaluation ({error!r}): give what models.evaluate --out wrote") from None
     return found
@@ -254,8 +253,9 @@ def draw(summary: dict[str, Any], numbers: dict[str, Any]) -> dict[str, Figure]:
     level = summary["score_threshold"]
     note = "{checkpoint}, {images} test images of {data}, {image_size_px} px".format(**summary)
     at = f"{note}, score threshold {level:g}"
+    before = f"; before training: {summary['baseline']}" if summary["baseline"] else ""
     drawn = {
-        "similarity.png": figures.similarity(**numbers["similarity"], note=f"{note}, no patch skipped"),
+        "similarity.png": figures.similarity(**numbers["similarity"], note=f"{note}, no patch skipped{before}"),
         "layers.png": figures.layers(numbers["layers"], numbers["keep"].gated_layers, level, summary["checkpoint"]),
         "keep.png": figures.keep(numbers["keep"], level, note),
         "adaptive.png": figures.adaptive(numbers["adaptive"], at),

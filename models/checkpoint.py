@@ -1,7 +1,7 @@
 """Checkpoints on disk: a folder with `weights.safetensors` (fp16 storage) and `config.json`. A model bundle is one too.
 
-Tensors carry timm's own names, what is ours is `gates.<layer>.*` and `bypasses.<layer>.*`: a plain timm state dict in
-one file loads as well.
+Tensors carry timm's own names, what is ours is `gates.<layer>.*`, `bypasses.<layer>.*` and `exits.<layer>.*`: a
+plain timm state dict in one file loads as well.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from models.regularise import FACTORS
 WEIGHTS = "weights.safetensors"
 CONFIG = "config.json"
 TRAINING = "train.json"  # what `models.train` says of the run
-OURS = ("gates.", "bypasses.")  # what timm's model hasn't
+OURS = ("gates.", "bypasses.", "exits.")  # what timm's model hasn't
 
 
 class CheckpointError(ValueError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 Attention = Literal["full_context", "kept_only"]
@@ -24,10 +24,25 @@ class PrunedViTConfig:
     gate: str = "mlp"  # what scores a patch: a name of `models.gates.GATES`
     gate_hidden: int = 64  # hidden width of a gate's MLP
     skips: Skips = "layer"  # what an idle patch bypasses: the whole layer, or its MLP alone
+    full_layers: int = 0  # in so many first layers kept patches attend to all, whatever `attention` says
+    mlp_layers: int = 0  # in so many first layers an idle patch bypasses the MLP alone, whatever `skips` says
     bypass_rank: int = 0  # of the update that an idle patch gets in a layer's place; 0: it passes unchanged
+    exits: tuple[int, ...] = ()  # layers, from 0, after which a head of their own may answer: see `models.exits`
     scaled: tuple[str, ...] = ()  # names of `models.regularise.SCALINGS`; a scaled model has no sparse path
     mean: tuple[float, ...] = IMAGENET_MEAN  # per RGB channel, of values in [0, 1]
     std: tuple[float, ...] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        """ValueError where idle patches would attend, and nobody to them."""
+        if self.attention == "kept_only" and (self.skips == "mlp" or self.mlp_layers > self.full_layers):
+            raise ValueError("where idle patches bypass the MLP alone all attend: attention is full_context")
+
+    def in_layer(self, layer: int) -> PrunedViTConfig:
+        """The same with that layer's own `attention` and `skips`; layers from 0."""
+        if not (self.full_layers or self.mlp_layers):
+            return self
+        attention: Attention = "full_context" if layer < self.full_layers else self.attention
+        return replace(self, attention=attention, skips="mlp" if layer < self.mlp_layers else self.skips)
 
     @staticmethod
     def from_json(raw: dict[str, Any]) -> PrunedViTConfig:
@@ -46,7 +61,8 @@ class PrunedViTConfig:
 class TrainConfig:
     """One training run."""
 
-    stage: Literal["dense", "gates", "joint"]  # dense: the plain ViT; gates: gates alone on cosine labels; joint: both
+    # dense: the plain ViT; gates: gates alone on cosine labels; joint: both; exits: heads of early exits alone
+    stage: Literal["dense", "gates", "joint", "exits"]
     epochs: int = 1  # passes over the training images
     batch_size: int = 64  # images a step
     learning_rate: float = 5e-4  # peak, after warm-up; of the head (dense, joint) or of the gates (gates)
@@ -58,6 +74,7 @@ class TrainConfig:
     distillation: float = 0.5  # dense, joint, with --teacher: weight of its answers, against the labels' 1 - this
     drop_path: float = 0.05  # dense, joint: stochastic depth of the last layer
     sizes_px: tuple[int, ...] = ()  # dense, joint: input sizes, one drawn a step; empty: the model's own alone
+    judged_px: tuple[int, ...] = ()  # dense, joint: more input sizes that it is judged at, untrained
     merged: int = 0  # dense: a rival, patches merged a layer (ToMe, 2210.09461); each step draws up to so many
     repeated: int = 0  # dense: a rival, layers without attention (SkipAt, 2301.02240); each step draws up to so many
     diversity: float = 0.0  # joint: weight of the loss against alike patches before the last layer

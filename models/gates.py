@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from models.labels import scaled_cosine_similarity
+
 
 class Gate(nn.Module, ABC):
     """Scores the patches of a layer's input."""
@@ -118,6 +120,21 @@ class ClsAttentionGate(Gate):
         return width * width + (patches + 1) * width  # the CLS query, and its products with keys computed anyway
 
 
+class CosineGate(Gate):
+    """A rival that can't be built: the published gate if it were never wrong. It runs the layer to see what changes.
+
+    The score is 1 minus the scaled cosine similarity of a patch before and after, so that a threshold of 0.2 keeps what
+    the label at cosine threshold 0.8 keeps. What it finds out that way is not counted as a cost.
+    """
+
+    def forward(self, block: Block, x: Tensor, normed: Tensor, prefix: int) -> Tensor:
+        similarity = scaled_cosine_similarity(x[:, prefix:].float(), block(x)[:, prefix:].float())
+        return (1 - similarity).to(x.dtype).logit(eps=1e-6)
+
+    def macs(self, patches: int, width: int) -> int:
+        return 0
+
+
 GATES: dict[str, Callable[[int, int], Gate]] = {
     "mlp": MLPGate,
     "context": ContextGate,
@@ -126,6 +143,7 @@ GATES: dict[str, Callable[[int, int], Gate]] = {
     "normed": partial(ContextGate, cls=False, mean=False),
     "random": lambda width, hidden: RandomGate(),
     "cls_attention": lambda width, hidden: ClsAttentionGate(),
+    "cosine": lambda width, hidden: CosineGate(),
 }
 
 

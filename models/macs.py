@@ -47,8 +47,8 @@ class Shape:
     classes: int
     gate: int  # MACs of one layer's gate, and of what idle patches get in the layer's place
     gated_layers: tuple[int, ...]
-    attention: Attention
-    skips: Skips
+    attention: tuple[Attention, ...]  # of each layer
+    skips: tuple[Skips, ...]  # of each layer
     last_reads_prefix: bool  # the head reads no patch, so a last layer without a gate computes none
 
     @property
@@ -77,10 +77,10 @@ class Shape:
         query = self._query_macs()
         if not gated and index == self.layers - 1 and self.last_reads_prefix:
             return LayerMacs(keys_values + prefix * query, 0, 0)
-        if gated and self.skips == "mlp":
+        if gated and self.skips[index] == "mlp":
             mlp = 2 * C * self.mlp_hidden
             return LayerMacs(gate + keys_values + tokens * (query - mlp) + prefix * mlp, mlp, 0)
-        if gated and self.attention == "kept_only":
+        if gated and self.attention[index] == "kept_only":
             # (prefix + k) tokens through everything, and (prefix + k)^2 in each of two attention products
             token, pair = self._token_macs(), 2 * C
             return LayerMacs(gate + prefix * token + prefix**2 * pair, token + 2 * prefix * pair, pair)
@@ -101,6 +101,7 @@ def shape_of(model: PrunedViT, patches: int | None = None) -> Shape:
     """The shape of a PrunedViT, at its own input size or at another one's number of patches."""
     vit, config = model.vit, model.config
     block, patches = vit.blocks[0], patches or int(vit.patch_embed.num_patches)
+    own = [config.in_layer(layer) for layer in range(len(vit.blocks))]
     gates = [gate for gate in model.gates.values() if isinstance(gate, Gate)]
     bypasses = [bypass for bypass in model.bypasses.values() if isinstance(bypass, Bypass)]
     beside = sum(gate.macs(patches, vit.embed_dim) for gate in gates[:1])
@@ -115,8 +116,8 @@ def shape_of(model: PrunedViT, patches: int | None = None) -> Shape:
         classes=len(config.labels),
         gate=beside,
         gated_layers=config.gated_layers,
-        attention=config.attention,
-        skips=config.skips,
+        attention=tuple(layer.attention for layer in own),
+        skips=tuple(layer.skips for layer in own),
         last_reads_prefix=reads_prefix_only(vit),
     )
 

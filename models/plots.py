@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib import colormaps
@@ -28,8 +28,12 @@ SHORT_STYLES = {
 Row = dict[str, Any]
 
 
-def frontier(results: Row) -> Figure:
-    """Accuracy against cost: the checkpoint at every size and threshold, and every rival."""
+def frontier(results: Row, beside: Mapping[str, Sequence[Row]] | None = None) -> Figure:
+    """Accuracy against cost: the checkpoint at every size and threshold, and every rival.
+
+    Args:
+        beside: points of the same model that the results lack: two looks as they are served, token merging.
+    """
     dense, best = results["dense"], results["frontiers"]
     floor = dense["top1"] - WORST_SHOWN
     note = f"{results['images']:,} test images of {results['data']}; lines that leave the picture go on below it"
@@ -38,6 +42,7 @@ def frontier(results: Row) -> Figure:
     _line(axis, best["two_step_tuned"], "two dense models: the small one first, a larger one where unsure", GREEN, 2.2)
     _line(axis, best["tuned"], "dense models, one trained for each size", ORANGE, 1.6, linestyle="--", marker="s")
     _line(axis, best["two_step_joint"], "one checkpoint: small first, a larger input where unsure", PINK, 2.2)
+    _also(axis, beside or {})
     _line(axis, best["joint"], "one checkpoint: the best pairs of size and threshold", BLUE, 5, alpha=0.45, zorder=1.9)
     _line(axis, best["resize_alone"], "one checkpoint: no patch skipped", BLUE, 1.6, linestyle="--", marker="o")
     joint = next(run["points"] for run in results["runs"] if run["name"] == "joint")
@@ -47,7 +52,7 @@ def frontier(results: Row) -> Figure:
         label = "one checkpoint: one size, thresholds from 0 (right) up" if index == 0 else ""
         _line(axis, own, label, colour, 1, marker=".", markersize=5)
         lowest = min((row for row in own if row["top1"] > floor), key=lambda row: row["top1"], default=own[0])
-        _name(axis, lowest, f"{size_px} px", (5, -3), colour)
+        _name(axis, lowest, f"{size_px} px", (5, -3) if index else (-43, -3), colour)
     for row in best["tuned"]:
         _name(axis, row, f"{row['size_px']} px", (4, -13), ORANGE)
     axis.plot(1, dense["top1"], color=INK, marker="*", markersize=15, linestyle="", label="the dense model at 112 px")
@@ -100,6 +105,16 @@ def _gap(short: Row) -> str:
         f"At {100 * short['shares'][i]:.0f} % of the MACs learned gates reach {min(learned):.1f} to "
         f"{max(learned):.1f} %, CLS attention {attended:.1f} %, random patches {random:.1f} %"
     )
+
+
+def _also(axis: Axes, beside: Mapping[str, Sequence[Row]]) -> None:
+    """The lines that only a bundle has."""
+    if looks := beside.get("served_looks"):
+        what = f"the same as it is served, up to {max(row['again_px'] for row in looks)} px"
+        _line(axis, looks, what, PINK, 1.4, linestyle=":", marker="D", markersize=4)
+    if merging := beside.get("merging"):
+        what = "one checkpoint at 112 px: alike patches merge, none is skipped (ToMe)"
+        _line(axis, merging, what, YELLOW, 1.6, marker="^")
 
 
 def _line(axis: Axes, rows: Sequence[Row], label: str, colour: Any, width: float, **style: Any) -> None:

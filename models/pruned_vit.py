@@ -55,8 +55,6 @@ class PrunedViT(nn.Module):
         check_supported(vit, config.architecture)
         if not set(config.gated_layers) <= set(range(len(vit.blocks))):
             raise ValueError(f"gated_layers {config.gated_layers}: the model has layers 0 to {len(vit.blocks) - 1}")
-        if config.skips == "mlp" and config.attention == "kept_only":
-            raise ValueError("where idle patches bypass the MLP alone all attend: attention is full_context")
         self.config = config
         self.vit = vit
         self.masked_block = masked_block  # training may compile it
@@ -65,6 +63,8 @@ class PrunedViT(nn.Module):
         )
         bypassed = config.gated_layers if config.bypass_rank else ()
         self.bypasses = nn.ModuleDict({str(i): Bypass(vit.embed_dim, config.bypass_rank) for i in bypassed})
+        heads = {str(i): nn.Linear(vit.embed_dim, len(config.labels)) for i in config.exits}
+        self.exits = nn.ModuleDict(heads)  # `forward` asks none of them
         for name in config.scaled:
             SCALINGS[name](vit)
 
@@ -126,7 +126,7 @@ class PrunedViT(nn.Module):
                 logits = self.gate_logits(layer, x, normed)
                 scores, kept = logits.sigmoid(), decide(logits, threshold)
                 update = self.bypasses[str(layer)](normed) if self.bypasses else None
-                x = run(block, x, normed, keep_tokens(kept, prefix), self.config, update)
+                x = run(block, x, normed, keep_tokens(kept, prefix), self.config.in_layer(layer), update)
             elif layer == self.layers - 1 and reads_prefix_only(self.vit):
                 x = plain_block(block, x, prefix)
             else:

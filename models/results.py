@@ -2,12 +2,14 @@
 
     python -m models.results --runs DIR --out FOLDER
     python -m models.results --short-runs DIR/short --out FOLDER
+    python -m models.results --redraw --out FOLDER
 
 DIR is what `models/study.mk` makes: NAME/train.json of every run named below (short ones in short/NAME), NAME/test.json
 and NAME/test.npz (`models.evaluate --out` and `--predictions`) of RUNS, and the pair joint/heldout. Costs are shares of
 the dense rival's MACs at the full size. Points lost are against the dense rival on the same images, with their standard
 error. Every method's best point within a budget is picked on the test images, save where its description says held-out.
-The second form adds a folder of short runs, whichever were made, to the results that FOLDER has.
+The second form adds a folder of short runs, whichever were made, to the results that FOLDER has. The third draws the
+figures of those results anew; where FOLDER is a bundle, with its two looks and its rival that merges tokens.
 """
 
 from __future__ import annotations
@@ -25,11 +27,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models import figures, plots
-from models.checkpoint import read_summary
+from models.checkpoint import read_config, read_summary
 from models.frontier import best_within, frontier
+from models.macs import shape_of
+from models.merging import merged_macs
+from models.pruned_vit import build
 from models.short_runs import SHORT, short_run, short_runs, training_of
 
 FILE, FIGURES = "results.json", "figures"
+EVALUATION, MERGING = "evaluation.json", "rival-accuracy.json"  # of a bundle; they may be missing
 BUDGETS = (0.80, 0.65, 0.50, 0.35)  # shares of the dense MACs
 GOALS = {"joint": (0.3, 0.7, 1.2, 3.0), "gates_alone": (0.3, 1.5)}  # points lost within the budgets, at most
 GOAL_TOP1 = 0.898  # of the dense model: the published method's ViT-B/16
@@ -42,7 +48,7 @@ RUNS = {
     "d70": "dense model trained at 70 px alone",
     "d56": "dense model trained at 56 px alone",
     "teacher": "dense model at 168 px: start and teacher of all of the above",
-    "gates": "the published method on the dense rival: backbone frozen, gates trained on cosine labels",
+    "gates": "the published method, on the dense model it starts from: backbone frozen, gates trained on cosine labels",
 }
 METHODS = {
     "joint": "this checkpoint: input size and threshold",
@@ -185,12 +191,28 @@ def gather(runs: Path, data: str) -> Row:
 
 
 def with_short_runs(results: Row, folder: Path) -> Row:
-    """The results with those short runs that `folder` has, in place of what was added from the same start."""
+    """The results with those short runs that `folder` has, in place of what was added from the same start and seed."""
     names = [name for name in SHORT if (folder / name / "train.json").exists()]
     if not names:
         raise ValueError(f"{folder} has no short run: {', '.join(SHORT)}")
     new, (own, *added) = short_runs(folder, names), results["short_runs"]
     return results | {"short_runs": [own, *(old for old in added if _setting(old) != _setting(new)), new]}
+
+
+def beside(folder: Path) -> dict[str, list[Row]]:
+    """What else a bundle's folder has of its model on the same images: two looks as served, and token merging."""
+    found: dict[str, list[Row]] = {}
+    if (file := folder / EVALUATION).exists():
+        found["served_looks"] = frontier(_read(file).get("second_looks", []))
+    if (file := folder / MERGING).exists():
+        shape = shape_of(build(read_config(folder)))
+        asked = [(re.search(r"token merging r=(\d+)$", row["rival"]), row["top1"]) for row in _read(file)["rows"]]
+        found["merging"] = [
+            {"macs_ratio": merged_macs(shape, int(named[1])) / shape.dense, "top1": top1}
+            for named, top1 in asked
+            if named
+        ]
+    return found
 
 
 def own_px(name: str) -> int:
@@ -215,7 +237,7 @@ def dumps(results: Row) -> str:
 
 def _setting(short: Row) -> tuple[Any, ...]:
     training = short["runs"][0]["training"]
-    return short["size_px"], training["start"], training["epochs"], training["training_images"]
+    return short["size_px"], training["start"], training["epochs"], training["training_images"], training.get("seed", 0)
 
 
 def _read(file: Path) -> Row:
@@ -228,23 +250,29 @@ def main(argv: list[str] | None = None) -> int:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--runs", type=Path, help="folder with the files of all runs")
     source.add_argument("--short-runs", type=Path, help="folder of short runs, to add to what --out has")
+    source.add_argument("--redraw", action="store_true", help="the figures alone, of what --out has")
     parser.add_argument("--data", help="what the results call the test images; default: as the evaluation does")
     parser.add_argument("--out", type=Path, required=True, help="the checkpoint's folder")
     options = parser.parse_args(argv)
     try:
         if options.short_runs:
             results = with_short_runs(_read(options.out / FILE), options.short_runs)
+        elif options.redraw:
+            results = _read(options.out / FILE)
         else:
             results = gather(options.runs, options.data or _read(options.runs / DENSE / "test.json")["data"])
+        more = {} if options.short_runs else beside(options.out)
     except (OSError, ValueError, KeyError) as error:
         print(f"models.results: {type(error).__name__}: {error}", file=sys.stderr)
         return 2
     (options.out / FIGURES).mkdir(parents=True, exist_ok=True)
-    (options.out / FILE).write_text(dumps(results))
-    if options.runs:  # what is added is in no picture
-        for name, draw in (("frontier", plots.frontier), ("ablations", plots.ablations)):
-            figures.save(draw(results), options.out / FIGURES / f"{name}.png")
-    print(options.out / FILE)
+    if not options.redraw:
+        (options.out / FILE).write_text(dumps(results))
+    if not options.short_runs:  # what is added is in no picture
+        drawn = {"frontier": plots.frontier(results, more), "ablations": plots.ablations(results)}
+        for name, figure in drawn.items():
+            figures.save(figure, options.out / FIGURES / f"{name}.png")
+    print(options.out / (FIGURES if options.redraw else FILE))
     return 0
 
 

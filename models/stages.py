@@ -12,6 +12,7 @@ from torch import Tensor
 
 from models.augment import View, augment, whole
 from models.config import TrainConfig
+from models.exits import ExitsStage
 from models.importance import impacts, keep_most
 from models.labels import keep_labels
 from models.losses import budget_loss, distillation_loss, gate_loss, group_of, task_loss
@@ -283,9 +284,9 @@ def last_input(model: PrunedViT) -> Iterator[list[Tensor]]:
 
 
 def _sizes(model: PrunedViT, config: TrainConfig) -> list[int]:
-    """The run's input sizes, the model's own first."""
+    """The input sizes that a run is judged at, the model's own first."""
     own = model.config.image_size_px
-    return [own, *sorted(set(config.sizes_px) - {own}, reverse=True)]
+    return [own, *sorted({*config.sizes_px, *config.judged_px} - {own}, reverse=True)]
 
 
-STAGES: dict[str, Stage] = {"dense": DenseStage(), "gates": GatesStage(), "joint": JointStage()}
+STAGES: dict[str, Stage] = {"dense": DenseStage(), "gates": GatesStage(), "joint": JointStage(), "exits": ExitsStage()}

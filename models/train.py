@@ -75,6 +75,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--skips", choices=["layer", "mlp"], help="what an idle patch bypasses; default: --init's, or layer"
     )
+    parser.add_argument("--full-layers", type=int, help="so many first layers attend to all; default: --init's")
+    parser.add_argument("--mlp-layers", type=int, help="so many first layers skip the MLP alone; default: --init's")
     parser.add_argument("--gate", choices=sorted(GATES), help="what scores a patch; default: --init's, or context")
     parser.add_argument(
         "--gated-layers", help="comma-separated, from 0; default: as --init, or all but a CLS-only last"
@@ -91,6 +93,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--bypass-rank", type=int, help="of an update that idle patches get; default: --init's, or none"
     )
     parser.add_argument("--scaled", nargs="*", choices=sorted(SCALINGS), help="against over-smoothing")
+    parser.add_argument("--exits", type=_integers, help="layers after which a head of their own may answer, from 0")
     parser.add_argument("--workers", type=int, default=0, help="processes that decode images; 0: none of their own")
     for field in fields(TrainConfig):
         if field.name != "stage":
@@ -110,21 +113,23 @@ def model_for(options: argparse.Namespace, labels: tuple[str, ...]) -> PrunedViT
         stored = checkpoint.read_config(options.init)
         gate = stored.gate if stored.gated_layers else config.gate
         config = replace(stored, labels=labels, gate=gate, image_size_px=options.image_size or stored.image_size_px)
-    given = {name: getattr(options, name) for name in ("attention", "skips", "gate", "bypass_rank", "scaled")}
+    changeable = ("attention", "skips", "full_layers", "mlp_layers", "gate", "bypass_rank", "exits", "scaled")
+    given = {name: getattr(options, name) for name in changeable}
     given = {name: tuple(value) if name == "scaled" else value for name, value in given.items() if value}
     config = replace(config, **given)
     vit = build(replace(config, gated_layers=())).vit
-    if options.stage == "dense":
+    if options.stage in ("dense", "exits"):
         config = replace(config, gated_layers=())
     elif options.gated_layers:
         config = replace(config, gated_layers=tuple(map(int, options.gated_layers.split(","))))
     elif not config.gated_layers:
         config = replace(config, gated_layers=tuple(range(len(vit.blocks) - reads_prefix_only(vit))))
-    if wrong := [size for size in options.sizes_px if size % vit.patch_embed.patch_size[0]]:
+    sizes = (*options.sizes_px, *options.judged_px)
+    if wrong := [size for size in sizes if size % vit.patch_embed.patch_size[0]]:
         raise ValueError(f"--sizes-px {wrong}: not a whole number of {vit.patch_embed.patch_size[0]}-px patches")
     torch.manual_seed(options.seed)
-    drop_path = 0.0 if options.stage == "gates" else options.drop_path
-    model = build(config, drop_path=drop_path, any_size=bool(options.sizes_px))
+    drop_path = 0.0 if options.stage in ("gates", "exits") else options.drop_path
+    model = build(config, drop_path=drop_path, any_size=bool(sizes))
     if options.init is not None:
         fresh = checkpoint.initialise(model, options.init, gates=options.stage != "gates")  # gates learn from scratch
         print(f"started from {options.init}, {len(fresh)} tensors new: {', '.join(fresh[:4])} ...", file=sys.stderr)

@@ -22,11 +22,13 @@ def random_vit(
     gate: str = "mlp",
     skips: Skips = "layer",
     bypass_rank: int = 0,
+    full_layers: int = 0,
+    mlp_layers: int = 0,
 ) -> PrunedViT:
     """A model whose weights are large enough that every layer, head and gate matters to the logits."""
     torch.manual_seed(seed)
     config = PrunedViTConfig(architecture, image_size_px, LABELS, attention, gated_layers, gate, skips=skips)
-    model = build(replace(config, bypass_rank=bypass_rank))
+    model = build(replace(config, bypass_rank=bypass_rank, full_layers=full_layers, mlp_layers=mlp_layers))
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=1.5 * module.in_features**-0.5)

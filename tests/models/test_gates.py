@@ -8,6 +8,7 @@ from torch import Tensor
 
 from models.config import PrunedViTConfig
 from models.gates import GATES, ContextGate, MLPGate, build_gate
+from models.labels import keep_labels, scaled_cosine_similarity
 from models.pruned_vit import build
 from tests.models.builders import random_images, random_vit
 
@@ -102,6 +103,18 @@ def test_cls_attention_ranks_patches_as_the_layer_itself_attends() -> None:
         attended = weights[:, :, 0, 1:].mean(1)  # (B, P)
         scores = model.gate_logits(2, x)
     assert torch.equal(scores.argsort(-1), attended.argsort(-1))
+
+
+def test_the_oracle_keeps_what_the_cosine_label_of_its_layer_keeps() -> None:
+    model = random_vit(gate="cosine", gated_layers=(2,))
+    images, prefix = random_images(model, 4), model.vit.num_prefix_tokens
+    with torch.inference_mode():
+        before, after = (state[:, prefix:] for state in model.trajectory(images).hidden[2:4])
+        cosine = float(scaled_cosine_similarity(before, after).median())
+        kept = model(images, torch.full((4,), 1 - cosine), "sparse").kept[:, 2]
+        assert model(images, torch.zeros(4)).kept.all()
+    assert (kept == keep_labels(before, after, cosine)).float().mean() > 0.99  # rounding at the median itself
+    assert 0.4 < kept.float().mean() < 0.6
 
 
 def test_a_wrong_name_is_answered_with_the_right_ones() -> None:

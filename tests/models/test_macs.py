@@ -37,6 +37,8 @@ KINDS: tuple[dict[str, Any], ...] = (
     {"attention": "full_context", "gated_layers": (0, 2, 3, 5)},
     {"attention": "kept_only", "gated_layers": (0, 2, 3, 5)},
     {"skips": "mlp", "gated_layers": (1, 2)},
+    {"attention": "kept_only", "full_layers": 3, "gated_layers": (0, 2, 3, 5)},
+    {"mlp_layers": 2, "gated_layers": (0, 1, 2, 4)},
     {"gate": "context", "gated_layers": (0, 1, 2, 3, 4)},
     {"gate": "normed", "gated_layers": (0, 1)},
     {"bypass_rank": 4, "gated_layers": (0, 2, 4)},
@@ -56,13 +58,14 @@ def test_pruned_macs_are_those_of_a_counted_sparse_forward(kind: dict[str, Any],
 
 def idle_attention_macs(model: PrunedViT, kept: torch.Tensor) -> int:
     """What is computed, dropped and not counted (see `models.macs`): the attention products of idle places."""
-    if model.config.skips == "mlp":
-        return 0
     tokens, width = model.patches + model.vit.num_prefix_tokens, model.vit.embed_dim
     used = kept.sum(-1).flatten() + model.vit.num_prefix_tokens  # of each layer
-    seen = used if model.config.attention == "kept_only" else torch.full_like(used, tokens)
-    gated = list(model.config.gated_layers)
-    return int((2 * width * (tokens * tokens - used * seen))[gated].sum())
+    total = 0
+    for layer in model.config.gated_layers:
+        own = model.config.in_layer(layer)
+        seen = int(used[layer]) if own.attention == "kept_only" else tokens
+        total += 0 if own.skips == "mlp" else 2 * width * (tokens * tokens - int(used[layer]) * seen)
+    return total
 
 
 def test_the_real_model_costs_what_the_literature_says() -> None:

@@ -84,6 +84,24 @@ def test_idle_patches_get_the_bypass_in_both_paths_and_computed_ones_do_not(atte
 def test_all_attend_where_the_mlp_alone_is_bypassed() -> None:
     with pytest.raises(ValueError, match="full_context"):
         random_vit(attention="kept_only", skips="mlp")
+    with pytest.raises(ValueError, match="full_context"):
+        random_vit(attention="kept_only", full_layers=2, mlp_layers=3)
+
+
+def test_the_first_layers_may_attend_to_all_and_skip_the_mlp_alone() -> None:
+    late = random_vit(attention="kept_only", full_layers=3, mlp_layers=2)
+    images = random_images(late, len(MIXED))
+    both(late, images, MIXED)
+    for alike, own in (
+        (random_vit(attention="kept_only"), {"attention": "kept_only"}),
+        (random_vit(), {"attention": "kept_only", "full_layers": 6}),
+        (random_vit(skips="mlp"), {"mlp_layers": 6}),
+    ):
+        of_layers = random_vit(**own)
+        with torch.inference_mode():
+            one, other, third = (model(images, MIXED, "sparse").logits for model in (alike, of_layers, late))
+        assert torch.equal(one, other)
+        assert not torch.allclose(one[1:-1], third[1:-1], atol=1e-3)
 
 
 def test_a_fresh_bypass_changes_nothing_and_learns_by_its_second_matrix_first() -> None:

@@ -88,13 +88,22 @@ def summary(*points: tuple[float, float, float]) -> dict[str, Any]:
     last = {"points": [{"size_px": 112} | dict(zip(names, point, strict=True)) for point in points]}
     images = {"training_images": 9, "heldout_images": IMAGES}
     shared = images | {"init": "d112", "teacher": None, "wall_s": 1.0, "device": "cpu"}
-    return shared | {"config": {"epochs": 4}, "history": [{"points": []}, last]}
+    history = [{"loss": 2.0}, last | {"loss": 1.23456}]
+    return shared | {"config": {"epochs": 4, "seed": 0, "learning_rate": 1e-4}, "history": history}
 
 
 def test_a_short_run_is_compared_on_its_own_lines_and_never_beyond_them() -> None:
     found = short_run(summary((0.0, 1.0, 0.9), (0.6, 0.65, 0.76)), {"name": "x"})
     assert found["top1_at_shares"] == [0.86, 0.82, 0.78, None]
     assert [point["macs_ratio"] for point in found["points"]] == [1.0, 0.65]
+    assert found["history"] == [{"loss": 2.0, "points": []}, {"loss": 1.2346, "points": found["points"]}]
+    assert (found["training"]["seed"], found["training"]["learning_rate"]) == (0, 1e-4)
+
+
+def test_a_short_run_shows_the_model_in_full_first_though_gates_that_skip_nothing_cost_more() -> None:
+    found = short_run(summary((0.0, 1.0, 0.9), (0.6, 0.5, 0.7), (0.1, 1.01, 0.8)), {"name": "x"})
+    assert [point["threshold"] for point in found["points"]] == [0.0, 0.1, 0.6]
+    assert found["top1_at_shares"] == [0.86, 0.82, 0.78, 0.74]
 
 
 def write_runs(folder: Path) -> Path:
@@ -172,6 +181,45 @@ def test_short_runs_of_another_start_are_added_and_take_the_place_of_earlier_one
         assert [len(group["runs"]) for group in groups] == [len(SHORT), 2]
         assert [run["name"] for run in groups[1]["runs"]] == ["dense", "bypass"]
         assert groups[1]["runs"][0]["points"][0]["top1"] == top1
+    again = json.loads((more / "dense" / "train.json").read_text())
+    again["config"]["seed"] = 1
+    (more / "dense" / "train.json").write_text(json.dumps(again))
+    assert results.main(["--short-runs", str(more), "--out", str(out)]) == 0
+    groups = json.loads((out / "results.json").read_text())["short_runs"]
+    assert [group["seed"] for group in groups] == [0, 0, 1]  # another seed is another group
+
+
+def test_figures_are_drawn_anew_and_the_results_stay_as_they_are(tmp_path: Path) -> None:
+    assert results.main(["--runs", str(write_runs(tmp_path / "runs")), "--out", str(tmp_path)]) == 0
+    text = (tmp_path / "results.json").read_text()
+    frontier, ablations = (tmp_path / "figures" / f"{name}.png" for name in ("frontier", "ablations"))
+    before = frontier.read_bytes()
+    frontier.unlink()
+    ablations.unlink()
+    assert results.main(["--redraw", "--out", str(tmp_path)]) == 0
+    assert frontier.read_bytes() == before
+    assert ablations.exists()
+    look = {"size_px": 84, "again_px": 126, "threshold": 0.0, "sure": 0.5, "macs_ratio": 0.7, "top1": 0.9}
+    (tmp_path / "evaluation.json").write_text(json.dumps({"second_looks": [look]}))
+    assert results.main(["--redraw", "--out", str(tmp_path)]) == 0
+    assert frontier.read_bytes() != before  # with two looks as they are served
+    assert (tmp_path / "results.json").read_text() == text
+
+
+def test_a_bundle_has_its_two_looks_and_what_token_merging_costs_of_it() -> None:
+    zoo = ROOT / "models" / "zoo" / "cifar100-vits14"
+    found = results.beside(zoo)
+    assert {row["again_px"] for row in found["served_looks"]} >= {112, 126}
+    costs, top1 = ([row[name] for row in found["merging"]] for name in ("macs_ratio", "top1"))
+    assert costs == sorted(costs, reverse=True)
+    assert top1 == sorted(top1, reverse=True)
+    assert 0.4 < costs[-1] < costs[0] < 0.9
+
+
+def test_committed_results_say_of_runs_and_methods_what_the_code_says() -> None:
+    found = json.loads((ROOT / "models" / "zoo" / "cifar100-vits14" / "results.json").read_text())
+    assert {run["name"]: run["what"] for run in found["runs"]} == results.RUNS
+    assert {method["name"]: method["what"] for method in found["methods"]} == results.METHODS
 
 
 def test_a_folder_without_short_runs_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -190,6 +238,8 @@ def test_the_study_makes_every_file_that_results_are_gathered_from(tmp_path: Pat
     assert f"--predictions {tmp_path / 'joint' / 'heldout.npz'} " in made
     for name in SHORT:
         assert f"--out {tmp_path / 'short' / name} >" in made, name
+    published = subprocess.run([*command, "published"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert published.count(" --cosine-threshold 0.") == 2
     trained = [line for line in made.splitlines() if line.startswith("mkdir")]
     assert len(trained) == len(results.RUNS) + len(SHORT) + 2  # the gates that two of them start from
     assert len({line.partition(" --init ")[2] for line in trained}) == len(trained)  # no two are the same run

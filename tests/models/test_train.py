@@ -128,6 +128,19 @@ def test_a_rival_without_gates_learns_its_whole_range_and_is_judged_at_all_of_it
     assert set(drawn) == {0, 1, 2, 3}
 
 
+def test_a_run_may_be_judged_at_a_size_that_it_never_trains_at(
+    toy_checkpoint: Path, toy_images: Path, tmp_path: Path
+) -> None:
+    start = toy_checkpoint.parent / "dense"
+    assert train.main(options(toy_images, tmp_path, "--init", str(start), "--judged-px", str(SMALL_PX))) == 0
+    points = last_entry(tmp_path)["points"]
+    assert [point["size_px"] for point in points] == [SIZE_PX, SMALL_PX]
+    assert points[1]["macs_ratio"] < points[0]["macs_ratio"] == 1
+    config, model = TrainConfig("dense", judged_px=(SMALL_PX,)), checkpoint.load(start)
+    drawn = {stages.Step(config, run.step_rng(config, step)).size_px(model) for step in range(20)}
+    assert drawn == {SIZE_PX}
+
+
 def test_gates_learn_what_matters_to_the_head_where_labels_are_of_impact(
     toy_checkpoint: Path, toy_images: Path, tmp_path: Path
 ) -> None:
