@@ -12,8 +12,15 @@ NAME ?= cifar100-vits14
 BUNDLE := models/zoo/$(NAME)
 # For `make train` and `make evaluate`: a folder of parquet files in the hub's schema, an image folder or a hub name.
 DATA ?= uoft-cs/cifar100
-# For `make train`: where its first stage starts from, a checkpoint folder or a timm safetensors file.
-INIT ?= $(BUNDLE)
+# For `make train`: where its first stage starts from, a timm safetensors file or a checkpoint folder. This one is fetched
+# from the hub: timm's own weights of BACKBONE. (The bundle's model started from others, see its card.)
+INIT ?= runs/$(BACKBONE).safetensors
+BACKBONE := vit_small_patch14_dinov2
+# For `make train`: options of both trainings, and of both measurements. Every step on a folder of a few hundred images:
+#   make train DATA=FEW TRAIN_OPTIONS="--max-images 16 --batch-size 8 --epochs 1" \
+#     EVALUATE_OPTIONS="--max-images 12 --thresholds 0,0.3"
+TRAIN_OPTIONS ?=
+EVALUATE_OPTIONS ?=
 # For `make train`: the input sizes to measure and to serve, px, the full one first; larger ones are for second looks.
 SIZES ?= 112,126,98,84,70,56
 # For `make image`: its name, and what it is for: cpu, gpu or loadtest.
@@ -46,7 +53,7 @@ format: $(VENV)/.dev ## rewrite the code in the house's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.export ## time ours beside every rival, on real images; some twenty minutes
+bench: $(VENV)/.bench ## time ours beside every rival, on real images; some twenty minutes
 	$(BIN)/python -m export.benchmark --bundle $(BUNDLE) --images loadtest/images
 
 loadtest: $(VENV)/.service-cpu $(VENV)/.loadtest ## 3 minutes of load: accuracy and latency; starts a service if none is ready on $PORT
@@ -56,15 +63,22 @@ export: $(VENV)/.export ## write the bundle's graphs, manifest and card anew fro
 	$(BIN)/python -m export --checkpoint $(CHECKPOINT) --out $(BUNDLE) --images $(BUNDLE)/samples \
 	  $(if $(ORIGIN),--origin "$(ORIGIN)")
 
-train: $(VENV)/.export ## train on DATA from INIT by the recipes, measure and export: runs/$(NAME) (a GPU: half an hour)
-	$(BIN)/python -m models.train @models/recipes/teacher.args --data $(DATA) --init $(INIT) --out runs/teacher
-	$(BIN)/python -m models.train @models/recipes/joint.args --data $(DATA) --init runs/teacher --teacher runs/teacher \
-	  --out runs/joint
-	$(BIN)/python -m models.evaluate --checkpoint runs/joint --data $(DATA) --sizes $(SIZES) --out runs/joint/evaluation.json
-	$(BIN)/python -m models.evaluate --checkpoint runs/joint --data $(DATA) --sizes $(SIZES) --split heldout \
-	  --out runs/joint/calibration.json
+train: $(VENV)/.export $(INIT) ## train on DATA from timm's weights (or INIT) by the recipes, measure, export: runs/$(NAME) (a GPU: half an hour)
+	$(BIN)/python -m models.train @models/recipes/teacher.args $(TRAIN_OPTIONS) --data $(DATA) --init $(INIT) \
+	  --out runs/teacher
+	$(BIN)/python -m models.train @models/recipes/joint.args $(TRAIN_OPTIONS) --data $(DATA) --init runs/teacher \
+	  --teacher runs/teacher --out runs/joint
+	$(BIN)/python -m models.evaluate --checkpoint runs/joint --data $(DATA) --sizes $(SIZES) $(EVALUATE_OPTIONS) \
+	  --out runs/joint/evaluation.json
+	$(BIN)/python -m models.evaluate --checkpoint runs/joint --data $(DATA) --sizes $(SIZES) $(EVALUATE_OPTIONS) \
+	  --split heldout --out runs/joint/calibration.json
 	$(BIN)/python -m export --checkpoint runs/joint --out runs/$(NAME) --images $(BUNDLE)/samples --calibrate $(DATA) \
-	  --origin "$(or $(ORIGIN),Trained by make train from $(INIT).)"
+	  --origin "$(or $(ORIGIN),Trained by make train from $(notdir $(INIT)).)"
+
+runs/$(BACKBONE).safetensors: | $(VENV)/.export
+	@mkdir -p $(@D)
+	$(BIN)/python -c "import timm; from safetensors.torch import save_file; \
+	  save_file(timm.create_model('$(BACKBONE)', pretrained=True).state_dict(), '$@')"
 
 evaluate: $(VENV)/.export ## print the bundle's table, as it is served, on the test images of DATA (an hour on 2 cores)
 	$(BIN)/python -m models.evaluate --bundle $(BUNDLE) --data $(DATA)
@@ -90,6 +104,7 @@ clean: ## delete .venv and caches
 # One stamp for each installed extra; a change of pyproject.toml installs anew. An extra that holds others stamps them too.
 HOLDS_dev := service-cpu train export loadtest
 HOLDS_export := service-cpu train
+HOLDS_bench := export service-cpu train
 $(VENV)/.%: pyproject.toml
 	@echo 'installing .[$*] into $(VENV): half a minute, or several where torch is needed'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

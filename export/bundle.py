@@ -147,7 +147,9 @@ def _describe(source: Source, models: dict[int, PrunedViT], folder: Path) -> Non
     manifest = _write_manifest(source, models, folder)
     proof = json.loads((folder / PARITY).read_text())
     figures = [file.name for file in (folder / FIGURES).glob("*.png")]
-    (folder / CARD).write_text(render(manifest, source.training, source.evaluation, proof, source.results, figures))
+    drawn = {file.name: json.loads(file.read_text()) for file in (folder / FIGURES).glob("*.json")}
+    card = render(manifest, source.training, source.evaluation, proof, source.results, figures, drawn)
+    (folder / CARD).write_text(card)
     _write_manifest(source, models, folder)  # with the card's digest
 
 

@@ -14,18 +14,12 @@ METHOD_NOTES = (
     "some images go to one size, the rest to the next; linear in both. *Two looks* are "
     "two steps at the sizes and cuts that are served (`evaluation.json`)."
 )
-GOALS = {  # method -> whose goals it has, and what it is
-    "joint": ("joint", "Best pair of size and threshold"),
-    "served_looks": ("joint", "Two looks as they are served"),
-    "served_chosen": ("joint", "The same, chosen on held-out images"),
-    "gates_alone": ("gates_alone", "Threshold alone, at the full size"),
-}
 
 
-def _served_looks(results: dict[str, Any], evaluation: dict[str, Any], manifest: Manifest) -> list[dict[str, Any]]:
-    """Two looks at the sizes that are served, some perhaps unknown to `results`: two more methods of its kind."""
+def methods_of(results: dict[str, Any], evaluation: dict[str, Any], manifest: Manifest) -> list[dict[str, Any]]:
+    """The methods of `results`, and two looks at the sizes that are served, some perhaps unknown to it."""
     if not (tested := evaluation["second_looks"]):
-        return []
+        return list(results["methods"])
     plain = {(row["size_px"], row["again_px"], row["sure"]): row for row in tested if row["threshold"] == 0}
     held_out = [point.model_dump() | {"top1": point.accuracy} for point in manifest.second_looks]
 
@@ -37,41 +31,26 @@ def _served_looks(results: dict[str, Any], evaluation: dict[str, Any], manifest:
     known, largest = (max(point["size_px"] for point in results["runs"][0]["points"]), max(manifest.sizes_px))
     what = f"two looks as they are served, up to {largest} px" + f" (all above: {known} px)" * (largest > known)
     return [
+        *results["methods"],
         {"name": "served_looks", "what": what, "reached": list(map(lost, best))},
         {"name": "served_chosen", "what": "the same, chosen on held-out images", "reached": list(map(lost, found))},
     ]
 
 
-def rivals(
-    results: dict[str, Any], evaluation: dict[str, Any], manifest: Manifest, figures: Collection[str]
-) -> list[str]:
-    """What this checkpoint and every rival lose within each budget, and which of the goals that meets."""
+def rivals(results: dict[str, Any], methods: list[dict[str, Any]], figures: Collection[str]) -> list[str]:
+    """What this checkpoint and every rival lose within each budget."""
     budgets, dense = [100 * share for share in results["budgets"]], results["dense"]
-    methods = [*results["methods"], *_served_looks(results, evaluation, manifest)]
-    reached = {method["name"]: method["reached"] for method in methods}
     lines = ["| points lost within | " + " | ".join(f"{share:.0f} % of MACs" for share in budgets) + " |"]
     lines += ["|" + "---|" * (len(budgets) + 1)]
     for method in methods:
         lines.append(f"| {method['what']} | " + " | ".join(map(_lost, method["reached"])) + " |")
-    picture = ["![Accuracy against cost](figures/frontier.png)"] if "frontier.png" in figures else []
-    facts = [
-        f"- Dense: {100 * dense['top1']:.2f} % of {100 * results['goal_top1']:.1f} % wanted "
-        f"({_verdict(dense['top1'] >= results['goal_top1'])}).",
-        *(
-            f"- {what}, points lost of those allowed: {_goals(results['goals_lost_points'][goals], found, budgets)}."
-            for name, (goals, what) in GOALS.items()
-            if any(found := reached.get(name, []))
-        ),
-        *(f"- {_lead(reached, name, budgets)}" for name in ("resize_mixed", "tuned_mixed", "two_step_tuned")),
-        f"- {_first_choice(methods, budgets)}",
-    ]
     return [
         "## Against its rivals",
         f"Points of accuracy lost against a dense model trained alike at {dense['size_px']} px "
         f"({100 * dense['top1']:.2f} %), on the same {results['images']:,} test images, with one standard error; in "
         f"brackets the share of its MACs that was used (`results.json`). {METHOD_NOTES}",
         "\n".join(lines),
-        "\n".join([*picture, *facts]),
+        *(["![Accuracy against cost](figures/frontier.png)"] if "frontier.png" in figures else []),
     ]
 
 
@@ -82,45 +61,41 @@ def _lost(row: dict[str, Any] | None) -> str:
     return f"{row['lost_points']:.2f}{error} ({100 * row['macs_ratio']:.0f} %)"
 
 
-def _goals(goals: list[float], reached: list[dict[str, Any] | None], budgets: list[float]) -> str:
-    parts = []
-    for goal, row, share in zip(goals, reached, budgets, strict=False):
-        met = _verdict(row is not None and row["lost_points"] <= goal)
-        lost = f"{row['lost_points']:.2f}" if row else "out of reach"
-        parts.append(f"{lost} of {goal:g} at {share:.0f} % ({met})")
-    return ", ".join(parts)
-
-
-def _verdict(met: bool) -> str:
-    return "met" if met else "**not met**"
-
-
-def _lead(reached: dict[str, list[dict[str, Any] | None]], rival: str, budgets: list[float]) -> str:
-    """By how many points this checkpoint is ahead of a rival within each budget."""
-    names = {
-        "resize_mixed": "itself without skipping, images shared between sizes",
-        "tuned_mixed": "dense models of one size each, images shared between them",
-        "two_step_tuned": "two dense models in two steps",
-    }
-    pairs = [(a, b, share) for a, b, share in zip(reached["joint"], reached[rival], budgets, strict=True) if a and b]
-    leads = [(round(b["lost_points"] - a["lost_points"], 2), share) for a, b, share in pairs]
-    ahead = sum(lead > 0 for lead, _ in leads)
-    where = {0: "Behind", len(leads): "Ahead of"}.get(ahead, f"Ahead at {ahead} of {len(leads)} budgets against")
-    return (
-        f"{where} {names[rival]}: " + ", ".join(f"{lead:+.2f} points at {share:.0f} %" for lead, share in leads) + "."
-    )
-
-
-def _first_choice(methods: list[dict[str, Any]], budgets: list[float]) -> str:
-    """Which method loses least within each budget."""
-    least = []
-    for i in range(len(budgets)):
-        found = [(method["reached"][i]["lost_points"], method["what"]) for method in methods if method["reached"][i]]
-        least.append(min(found)[1] if found else "none")
-    if len(set(least)) == 1:
-        return f"Least is lost, at every budget, by {least[0]}."
-    where = (f"{what} at {share:.0f} %" for what, share in zip(least, budgets, strict=True))
-    return f"Least is lost by {', '.join(where)}."
+def published(table: dict[str, Any] | None) -> list[str]:
+    """The published method on a backbone of ours: gates on cosine labels, in both attention modes, and an oracle."""
+    if table is None:
+        return []
+    training, paper, device = table["training"], table["write_up"], table["training"]["device"].upper()
+    labelled = {label["cosine_threshold"]: f"{100 * label['share']:.1f} %" for label in table["labelled_skip"]}
+    lines = [
+        "| gates | attention | cosine threshold | patches skipped (mean) | MACs decrease | top-1 | points lost |",
+        "|" + "---|" * 7,
+    ]
+    for row in table["rows"]:
+        lines.append(
+            f"| {row['gate']} | `{row['attention']}` | {row['cosine_threshold']:g} | {row['skipped_patches']:.1f} of "
+            f"{table['patches']} | {100 * (1 - row['macs_ratio']):.1f} % | {100 * row['top1']:.1f} % | "
+            f"{row['lost_points']:.1f} ± {row['standard_error_points']:.1f} |"
+        )
+    for row in paper["rows"]:
+        lost = 100 * (paper["dense_top1"] - row["top1"])
+        lines.append(
+            f"| the write-up's, ViT-B/16 | `{row['attention']}` | {row['cosine_threshold']:g} | "
+            f"{row['skipped_patches']} of {paper['patches']} | {100 * (1 - row['macs_ratio']):.0f} % | "
+            f"{100 * row['top1']:.1f} % | {lost:.1f} |"
+        )
+    asked = sorted({row["cosine_threshold"] for row in paper["rows"]}, reverse=True)
+    return [
+        "## The published method on this backbone",
+        f"Gates alone, on cosine labels, the backbone of `{training['start']}` frozen at {table['image_size_px']} px "
+        f"({100 * table['dense_top1']:.1f} %): epochs {training['epochs']}, {training['training_images']:,} images, on "
+        f"a {device}; {table['images']:,} test images (`python -m models.published`, "
+        f"`results.json`). At the write-up's cosine thresholds of {' and '.join(f'{each:g}' for each in asked)} the "
+        f"labels would skip {' and '.join(labelled[each] for each in asked)} of the patches here, where neighbouring "
+        "layers are less alike, so that lower ones were taken. The oracle skips what the labels say: what such gates "
+        "would reach if they were never wrong.",
+        "\n".join(lines),
+    ]
 
 
 def short_runs(groups: list[dict[str, Any]], figures: Collection[str]) -> list[str]:

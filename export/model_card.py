@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from export.calibrate import MARGIN, TOLERATED_LOSS, dense_row
-from export.card_rivals import rivals, short_runs
+from export.card_rivals import methods_of, published, rivals, short_runs
+from export.card_targets import promised, targets
 from models.frontier import frontier
 from service.artifact import Manifest, Precision, PrecisionPoint
 
@@ -23,7 +24,7 @@ LOWER: dict[Precision, str] = {
     "float16": "computes in float16 throughout, for GPUs; measured on a CPU, which rounds after each operator",
 }
 PICTURES = {  # file of `models.analyse` -> what it shows
-    "similarity.png": "How little a patch changes from a layer's input to its output",
+    "similarity.png": "How little a patch changes from a layer's input to its output, before training here and after",
     "threshold.png": "Accuracy and skipped patches against the threshold",
     "layers.png": "The patches that each layer computes, in two images",
     "keep.png": "The share of patches that each layer computes",
@@ -39,11 +40,17 @@ def render(
     parity: dict[str, dict[str, Any]],
     results: dict[str, Any] | None = None,
     figures: Collection[str] = (),
+    drawn: Mapping[str, Any] | None = None,
 ) -> str:
-    """The card as Markdown; with `results` (of `models.results`) and the names in figures/, their sections as well."""
+    """The card as Markdown; with `results` (of `models.results`) and the names in figures/, their sections as well.
+
+    Args:
+        drawn: what each JSON file in figures/ holds, by its name.
+    """
     full = manifest.full
     gated = f"{len(manifest.gated_layers)} of {manifest.layers}"
     rows = [row for row in evaluation["rows"] if row["size_px"] in manifest.sizes_px]
+    methods = methods_of(results, evaluation, manifest) if results else []
     sections = [
         f"# {manifest.name}",
         f"A pruned ViT (`{manifest.architecture}` in timm, {full.size_px} px, {full.patches} patches, "
@@ -65,15 +72,12 @@ def render(
         _table(frontier(rows), rows, manifest),
         f"At {full.size_px} px, every threshold:",
         _table([row for row in rows if row["size_px"] == full.size_px], rows, manifest),
-        *(rivals(results, evaluation, manifest, figures) if results else []),
+        *(rivals(results, methods, figures) if results else []),
+        *(targets(results, methods, rows, training["config"]["threshold_max"], drawn or {}) if results else []),
+        *(published(results.get("published")) if results else []),
         *(short_runs(results["short_runs"], figures) if results else []),
         *_pictures(figures),
-        "## Presets",
-        _presets(manifest, rows, evaluation["second_looks"]),
-        "The fastest ways, in one look or two, that lose, on held-out *training* images (`calibration.json`) and with "
-        f"{MARGIN} standard errors of that added, at most "
-        + " and ".join(f"{100 * TOLERATED_LOSS[name]:g} points (`{name}`)" for name in ("balanced", "economy"))
-        + ".",
+        *_presets(manifest, rows, evaluation["second_looks"], results),
         *(_second_looks(evaluation["second_looks"], rows, manifest) if evaluation["second_looks"] else []),
         *_lower("int8", manifest.int8, full.size_px),
         *_lower("float16", manifest.float16, full.size_px),
@@ -114,7 +118,9 @@ def _table(shown: list[dict[str, Any]], rows: list[dict[str, Any]], manifest: Ma
     return "\n".join(lines)
 
 
-def _presets(manifest: Manifest, rows: list[dict[str, Any]], twice: list[dict[str, Any]]) -> str:
+def _presets(
+    manifest: Manifest, rows: list[dict[str, Any]], twice: list[dict[str, Any]], results: dict[str, Any] | None
+) -> list[str]:
     points = {
         (point.size_px, point.threshold, 0.0): (point.macs_ratio.mean, point.accuracy, 0.0)
         for point in manifest.calibration
@@ -126,6 +132,9 @@ def _presets(manifest: Manifest, rows: list[dict[str, Any]], twice: list[dict[st
     }
     ways = [*rows, *(row for row in twice if row["again_px"] == manifest.full.size_px)]
     measured = {(row["size_px"], row["threshold"], row.get("sure", 0.0)): row["top1"] for row in ways}
+    tested: dict[str, float | None] = {
+        name: measured.get((one.size_px, one.threshold, one.sure)) for name, one in manifest.presets.items()
+    }
     lines = [
         "| preset | input | threshold | sure | looked at again | mean MACs | held-out top-1 | test top-1 |",
         "|" + "---|" * 8,
@@ -133,12 +142,19 @@ def _presets(manifest: Manifest, rows: list[dict[str, Any]], twice: list[dict[st
     for name, preset in manifest.presets.items():
         point = preset.size_px, preset.threshold, preset.sure
         macs_ratio, accuracy, again = points[point]
-        test = f"{100 * measured[point]:.2f} %" if point in measured else "not measured"
+        test = f"{100 * top1:.2f} %" if (top1 := tested[name]) is not None else "not measured"
         lines.append(
             f"| `{name}` | {preset.size_px} px | {preset.threshold:g} | {preset.sure:g} | {100 * again:.1f} % "
             f"| {100 * macs_ratio:.1f} % | {100 * accuracy:.2f} % | {test} |"
         )
-    return "\n".join(lines)
+    chosen = (
+        "The fastest ways, in one look or two, that lose, on held-out *training* images (`calibration.json`) and with "
+        f"{MARGIN} standard errors of that added, at most "
+        + " and ".join(f"{100 * TOLERATED_LOSS[name]:g} points (`{name}`)" for name in ("balanced", "economy"))
+        + " against threshold 0."
+    )
+    own = dense_row(rows, manifest.full.size_px)["top1"]
+    return ["## Presets", "\n".join(lines), chosen, *(promised(tested, own, results) if results else [])]
 
 
 def _second_looks(twice: list[dict[str, Any]], rows: list[dict[str, Any]], manifest: Manifest) -> list[str]:
