@@ -78,7 +78,7 @@ class Bench:
         self._both = (*self._png, *(data.encode(image, "jpeg", None) for image in self._png))
 
     def start(self) -> dict[str, Any]:
-        """Seconds to the first 200 of /readyz, and memory then. The first start fills the file cache and counts not."""
+        """Seconds to the first 200 of /readyz, and memory then. The first start fills the caches and counts not."""
         seconds, resident = [], []
         for _ in self._bar(range(self._plan.starts + 1), "starts"):
             with self._service({}) as service:
