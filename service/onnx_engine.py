@@ -113,7 +113,8 @@ class OnnxEngine:
         feed: dict[str, NDArray[Any]] = {"images": images, "threshold": threshold}
         try:
             if self.execution.on_gpu:
-                output = EngineOutput(*run_bound(session, feed, "cuda", self._run_options))
+                found = run_bound(session, bucketed(feed, self.execution.max_batch_size), "cuda", self._run_options)
+                output = EngineOutput(*(values[: len(images)] for values in found))
             elif self._in_pool:
                 output = EngineOutput(*run_in_pool(session, feed, self._run_options))
             else:
@@ -164,6 +165,21 @@ def _expanded(folder: Path) -> Path | None:
         return folder.expanduser()
     except RuntimeError:
         return None
+
+
+def bucketed(feed: dict[str, NDArray[Any]], most: int) -> dict[str, NDArray[Any]]:
+    """A batch filled up to a power of two, at most `most` rows: a GPU meets few shapes, and small ones don't fill it.
+
+    The rows that are added, black images at threshold 1, compute no patch where there are gates.
+    """
+    images, threshold = feed["images"], feed["threshold"]
+    rows = len(images)
+    added = max(rows, min(1 << (rows - 1).bit_length(), most)) - rows
+    black = np.zeros((added, *images.shape[1:]), images.dtype)
+    return {
+        "images": np.concatenate([images, black]),
+        "threshold": np.concatenate([threshold, np.ones(added, threshold.dtype)]),
+    }
 
 
 def run_bound(

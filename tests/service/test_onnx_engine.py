@@ -18,7 +18,7 @@ from service.artifact import Bundle, load_bundle
 from service.engine import EngineOutput
 from service.errors import BundleError, InferenceFailed, SettingsError
 from service.execution import CPU, CUDA, TENSORRT, Provider, available_providers
-from service.onnx_engine import OnnxEngine, run_bound
+from service.onnx_engine import OnnxEngine, bucketed, run_bound
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +143,23 @@ def test_a_runtime_built_for_gpus_serves_on_the_cpu_where_no_gpu_is(
     assert np.isfinite(engine.infer(noise(1, size_px), np.array([0.5], np.float32)).logits).all()
     with pytest.raises(SettingsError, match="SKIPVIT_PROVIDER=cuda"):
         OnnxEngine(bundle, threads=1, provider="cuda")
+
+
+@pytest.mark.parametrize(("rows", "most", "filled"), [(1, 32, 1), (3, 32, 4), (5, 6, 6), (8, 8, 8), (9, 8, 9)])
+def test_a_batch_for_a_gpu_is_filled_up_with_rows_that_change_no_other(
+    bundle: Bundle, onnx: OnnxEngine, rows: int, most: int, filled: int
+) -> None:
+    images = noise(rows, bundle.manifest.full.size_px)
+    threshold = np.linspace(0.2, 0.8, rows, dtype=np.float32)
+    feed = bucketed({"images": images, "threshold": threshold}, most)
+    assert {name: len(values) for name, values in feed.items()} == {"images": filled, "threshold": filled}
+    assert feed["images"].dtype == np.uint8
+    assert feed["threshold"].dtype == np.float32
+    assert np.array_equal(feed["images"][:rows], images)
+    together, alone = onnx.infer(feed["images"], feed["threshold"]), onnx.infer(images, threshold)
+    np.testing.assert_allclose(together.logits[:rows], alone.logits, atol=1e-4)
+    assert np.array_equal(together.kept[:rows], alone.kept)
+    assert not together.kept[rows:, list(bundle.manifest.gated_layers)].any()
 
 
 def test_bound_to_a_devices_memory_a_run_gives_the_same(bundle: Bundle) -> None:
