@@ -39,7 +39,7 @@ def load(
     Raises what ONNX Runtime does for a graph that it can't load.
     """
     start = f"{file.stem}-{_digest(f'{made_of} {ort.__version__} {_cpu()}'.encode())}"
-    for kept in folder.glob(f"{start}-*.onnx"):
+    for kept in _found(folder, f"{start}-*.onnx"):
         try:
             if kept.stem.rpartition("-")[2] == _digest(kept.read_bytes()):
                 ready = options()
@@ -52,8 +52,15 @@ def load(
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             return _keep(file, Path(scratch) / file.name, folder / start, options(), provider)
     except Exception as error:  # no place, no room; if it is the graph's own fault, that is told below
-        logger.info("%s isn't kept for the next start: %s", file.name, error)
+        logger.info("%s isn't kept in %s for the next start: %s", file.name, folder, type(error).__name__)
         return ort.InferenceSession(file, options(), providers=[provider])
+
+
+def _found(folder: Path, pattern: str) -> list[Path]:
+    try:
+        return list(folder.glob(pattern))
+    except OSError:  # it may not be read
+        return []
 
 
 def _keep(file: Path, scratch: Path, start: Path, options: ort.SessionOptions, provider: str) -> ort.InferenceSession:

@@ -111,6 +111,18 @@ def test_where_nothing_can_be_kept_graphs_load_as_ever(
         assert np.array_equal(answers(int8_bundle, cache)[0], expected[0])
 
 
+def test_a_folder_that_may_not_be_read_is_none(
+    int8_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    expected = answers(int8_bundle, None)
+    monkeypatch.setattr(Path, "glob", refuse)
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    assert np.array_equal(answers(int8_bundle, tmp_path)[0], expected[0])
+
+
 def test_float32_is_loaded_from_the_bundle(int8_bundle: Bundle, tmp_path: Path) -> None:
     answers(int8_bundle, tmp_path, "float32")
     assert not (tmp_path / NAME).exists()
