@@ -53,7 +53,7 @@ def choose_execution(
 ) -> Execution:
     """Settle what was left open, and refuse what can't be.
 
-    One instance with all threads, rather than one for each core: that would hold the weights once a core and take 1.6
+    One instance with all threads, rather than one for each core: that would hold the weights once a core and take 1.5
     times as long for a single image. But the threads of a run wait for each other at every operator, so what the event
     loop takes of one CPU is lost on all. Two runs at once wait less: the second one has one of the session's own
     threads, and each what the other leaves it; a run that has none beside it takes all threads.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import platform
 import re
 import tempfile
@@ -24,6 +25,17 @@ _FEATURES = re.compile(r"^(?:flags|Features)\s*:.*$", re.MULTILINE)
 _DIGITS = 16
 
 
+def usable(folder: Path | None) -> Path | None:
+    """The folder, `~` replaced, made if it isn't there; None where it can't be, or may not be read and written."""
+    try:
+        found = folder and folder.expanduser()
+        if found:
+            found.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except (OSError, RuntimeError):  # the latter where there is no home
+        return None
+    return found if found and os.access(found, os.R_OK | os.W_OK | os.X_OK) else None
+
+
 def load(
     file: Path, made_of: str, folder: Path, options: Callable[[], ort.SessionOptions], provider: str
 ) -> ort.InferenceSession:
@@ -32,14 +44,14 @@ def load(
     Args:
         file: the graph.
         made_of: digests of the graph and of its weights.
-        folder: nobody else may write there: what it has is run. Made if it isn't there.
+        folder: in one that is usable; nobody else may write there, for what it has is run. Made if it isn't there.
         options: makes the session's options, which are used up.
         provider: the execution provider.
 
     Raises what ONNX Runtime does for a graph that it can't load.
     """
     start = f"{file.stem}-{_digest(f'{made_of} {ort.__version__} {_cpu()}'.encode())}"
-    for kept in _found(folder, f"{start}-*.onnx"):
+    for kept in folder.glob(f"{start}-*.onnx"):
         try:
             if kept.stem.rpartition("-")[2] == _digest(kept.read_bytes()):
                 ready = options()
@@ -48,19 +60,12 @@ def load(
         except Exception as error:  # the runtime's errors have no common base class but this
             logger.warning("%s can't be loaded, it is made anew: %s", kept, error)
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder.mkdir(exist_ok=True, mode=0o700)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             return _keep(file, Path(scratch) / file.name, folder / start, options(), provider)
-    except Exception as error:  # no place, no room; if it is the graph's own fault, that is told below
+    except Exception as error:  # no room; if it is the graph's own fault, that is told below
         logger.info("%s isn't kept in %s for the next start: %s", file.name, folder, type(error).__name__)
         return ort.InferenceSession(file, options(), providers=[provider])
-
-
-def _found(folder: Path, pattern: str) -> list[Path]:
-    try:
-        return list(folder.glob(pattern))
-    except OSError:  # it may not be read
-        return []
 
 
 def _keep(file: Path, scratch: Path, start: Path, options: ort.SessionOptions, provider: str) -> ort.InferenceSession:

@@ -19,6 +19,7 @@ from service.engine import EngineOutput, check_output
 from service.errors import BundleError, InferenceFailed
 from service.execution import (
     CPU,
+    TENSORRT,
     PrecisionChoice,
     Provider,
     available_providers,
@@ -69,7 +70,7 @@ class OnnxEngine:
         self._layers = bundle.manifest.layers
         self._patches = {graph.size_px: graph.patches for graph in bundle.manifest.graphs}
         self._run_options = ort.RunOptions()
-        self._cache = cache and _expanded(cache)
+        self._cache = cache
         self._gated = self._load(bundle, bundle.manifest.served)
         self._dense = self._load(bundle, bundle.manifest.dense)
         self._in_pool = False
@@ -152,19 +153,13 @@ class OnnxEngine:
     def _session(self, bundle: Bundle, file: Path) -> ort.InferenceSession:
         """In float32 there is little to gain from a cache, which would hold all weights twice as wide as the bundle."""
         options = partial(session_options, self.execution)
-        if self._cache and self.execution.precision == "int8":
+        keeps = self.execution.precision == "int8" or TENSORRT in self.execution.providers
+        cache = graph_cache.usable(self._cache) if keeps else None
+        if cache and self.execution.precision == "int8":
             made_of = " ".join(bundle.manifest.files[name].sha256 for name in (file.name, WEIGHTS))
-            return graph_cache.load(file, made_of, self._cache / bundle.manifest.name, options, CPU)
-        providers = provider_entries(self.execution, bundle.manifest.sizes_px, self._cache)
+            return graph_cache.load(file, made_of, cache / bundle.manifest.name, options, CPU)
+        providers = provider_entries(self.execution, bundle.manifest.sizes_px, cache)
         return ort.InferenceSession(file, options(), providers=providers)
-
-
-def _expanded(folder: Path) -> Path | None:
-    """The folder, `~` replaced; None where there is no home."""
-    try:
-        return folder.expanduser()
-    except RuntimeError:
-        return None
 
 
 def bucketed(feed: dict[str, NDArray[Any]], most: int) -> dict[str, NDArray[Any]]:

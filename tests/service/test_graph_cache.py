@@ -111,16 +111,17 @@ def test_where_nothing_can_be_kept_graphs_load_as_ever(
         assert np.array_equal(answers(int8_bundle, cache)[0], expected[0])
 
 
-def test_a_folder_that_may_not_be_read_is_none(
-    int8_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_folder_is_made_where_it_can_be_used_and_none_where_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise PermissionError(13, "Permission denied")
-
-    expected = answers(int8_bundle, None)
-    monkeypatch.setattr(Path, "glob", refuse)
-    monkeypatch.setattr(Path, "mkdir", refuse)
-    assert np.array_equal(answers(int8_bundle, tmp_path)[0], expected[0])
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert graph_cache.usable(Path("~/a/b")) == tmp_path / "a" / "b"
+    assert (tmp_path / "a" / "b").is_dir()
+    for folder in (None, Path("/dev/null"), tmp_path / "file" / "below", Path("~nobody-of-this-name/cache")):
+        assert graph_cache.usable(folder) is None
+    monkeypatch.setattr("os.access", lambda *_: False)
+    assert graph_cache.usable(tmp_path) is None
 
 
 def test_float32_is_loaded_from_the_bundle(int8_bundle: Bundle, tmp_path: Path) -> None:
