@@ -4,9 +4,9 @@
     python -m export.precision --precision float16 --bundle ... --out models/zoo/NAME/float16-evaluation.json
 
 Both are the served engine. Points are the presets, each input size with nothing skipped, two looks from each smaller
-one (at the full one and at the largest), and the full size with patches skipped. `python -m export --keep-graphs` then
-takes the file into the manifest and the card. On a CPU float16 is rounded as on a GPU after every operator, while sums
-within one are float32.
+one (at the full one and at the largest), and patches skipped: at the full size from few to most, at smaller ones some.
+`python -m export --keep-graphs` then takes the file into the manifest and the card. On a CPU float16 is rounded as on a
+GPU after every operator, while sums within one are float32.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from service.onnx_engine import OnnxEngine
 from service.results import softmax
 
 _BATCH = 32
-SKIPPING = 0.25  # threshold at which the gates are compared; skips a good quarter of the patches of the bundled model
+SKIPPING = 0.25  # threshold at which gates are compared at every size; the bundled model skips a good quarter there
+FEW_TO_MOST = (0.1, SKIPPING, 0.4, 0.6)  # at the full size
 SURE = 0.5  # probability that is enough where no preset says: more likely than not; nobody tuned it
 
 
@@ -58,7 +59,7 @@ class Seen(NamedTuple):
 
 
 def points_of(bundle: Bundle) -> list[Choice]:
-    """The presets, each size with nothing skipped, two looks from smaller ones, the full one with patches skipped."""
+    """The presets, each size with nothing skipped, two looks from smaller ones, and patches skipped at each size."""
     manifest = bundle.manifest
     presets = [Choice(preset.size_px, preset.threshold, preset.sure) for preset in manifest.presets.values()]
     once = [Choice(size_px, 0.0) for size_px in manifest.sizes_px]
@@ -66,7 +67,9 @@ def points_of(bundle: Bundle) -> list[Choice]:
     twice = [Choice(size_px, 0.0, SURE) for size_px in manifest.sizes_px if size_px < full_px]
     if largest_px > full_px:
         twice += [Choice(size_px, 0.0, SURE, largest_px) for size_px in manifest.sizes_px if size_px < full_px]
-    return list(dict.fromkeys([*presets, *once, *twice, Choice(full_px, SKIPPING)]))
+    skipping = [Choice(full_px, threshold) for threshold in FEW_TO_MOST]
+    skipping += [Choice(size_px, SKIPPING) for size_px in manifest.sizes_px if size_px < full_px]
+    return list(dict.fromkeys([*presets, *once, *twice, *skipping]))
 
 
 def see(engine: OnnxEngine, images: LabelledImages, manifest: Manifest, size_px: int, threshold: float) -> Seen:

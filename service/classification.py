@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -70,15 +70,29 @@ async def classify_images(
         ServiceError: what was wrong with the request, or why it can't be answered now.
     """
     timeout_s = serving.settings.default_timeout_s if timeout_ms is None else timeout_ms / 1e3
-    deadline = request.state.started_s + timeout_s
+    limits = serving.body_limits if max_images is None else serving.body_limits._replace(max_images=max_images)
+    read = partial(read_images, request, limits)
+    return await answer_images(request, serving, model, query, request.state.started_s + timeout_s, read, draws=draws)
+
+
+async def answer_images(
+    request: Request,
+    serving: Serving,
+    model: ServedModel,
+    query: SpendQuery,
+    deadline: float,
+    read: Callable[[], Awaitable[Sequence[bytes]]],
+    *,
+    draws: bool = False,
+) -> Answered:
+    """Answer the encoded images that `read` gives, however they came; raises what `classify_images` raises."""
     model.batcher.check_room(1)  # a full queue refuses before it reads and decodes
     wanted, plan = _plan(serving, model, query, deadline)
     no_cache = draws or _NO_CACHE.search(request.headers.get("cache-control", "")) is not None
     run = _Run(request, serving, model, deadline, no_cache=no_cache)
-    limits = serving.body_limits if max_images is None else serving.body_limits._replace(max_images=max_images)
     try:
         async with asyncio.timeout_at(deadline):  # the loop's clock is `time.monotonic`, as the deadline's is
-            encoded = await read_images(request, limits)
+            encoded = await read()
             first = await run.look(encoded, Choice(*plan.choice[:2]), later_macs=model.cost.later_macs(*plan.choice))
             looked = await run.look_again(encoded, first, plan.choice, may_give_up=query.degrade is not False)
     except TimeoutError:

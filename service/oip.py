@@ -10,24 +10,30 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from service.artifact import Manifest
 from service.errors import BadRequest, TooLarge
 from service.oip_schemas import ModelConfiguration, ModelMetadata, TensorConfiguration, TensorMetadata
+from service.schemas import SpendQuery
 from service.settings import EngineName
-from service.tensors import InferenceRequest, InputTensor, Parameters, RequestedOutput, Tensor, read_tensors
+from service.tensors import BYTES, InferenceRequest, InputTensor, Parameters, RequestedOutput, Tensor, read_tensors
 
 Flag = TypeVar("Flag", bool, None)
 
 PLATFORMS = {"onnxruntime": "onnxruntime_onnx", "torchscript": "pytorch_libtorch"}  # as Triton names them
 BACKENDS = {"onnxruntime": "onnxruntime", "torchscript": "pytorch"}
 EXTENSIONS = ["binary_tensor_data", "model_repository", "model_configuration"]
-TRITON_TYPES = {"TYPE_BOOL": 1, "TYPE_UINT8": 2, "TYPE_FP32": 11}  # numbers of its enumeration, for those in use
+# Numbers of its enumeration, for those in use.
+TRITON_TYPES = {"TYPE_BOOL": 1, "TYPE_UINT8": 2, "TYPE_INT32": 8, "TYPE_FP32": 11, "TYPE_STRING": 13}
 MAX_TIMEOUT_US = 600_000_000
 _MAX_JSON_BYTES_PER_VALUE = 8  # three digits, a comma, a space and brackets
 _JSON_BYTES_BESIDE_IMAGES = 65536
 
-_DATATYPES = {"images": "UINT8", "threshold": "FP32"}
+ENCODED = "encoded_images"  # in the place of `images`: JPEG, PNG or WebP, which the server decodes and resizes
+OUTPUTS = {"logits": "FP32", "kept": "BOOL", "macs_ratio": "FP32", "size_px": "INT32"}
+_DATATYPES = {"images": "UINT8", "threshold": "FP32", ENCODED: BYTES}
+_SPEND = tuple(name for name in SpendQuery.model_fields if name != "model")  # parameters, with encoded images
 _OURS = ("threshold", "degrade", "timeout", "binary_data_output")
 # Reserved by the protocol's servers and clients; nothing here depends on them.
 _IGNORED = ("priority", "sequence_id", "sequence_start", "sequence_end", "headers", "content_type")
@@ -35,7 +41,7 @@ _UNSUPPORTED = ("classification", "shared_memory_region")
 
 
 class Asked(NamedTuple):
-    """A request, understood."""
+    """A request with tensors, understood."""
 
     images: NDArray[np.uint8]  # (B, S, S, 3), S one of the bundle's sizes
     thresholds: list[float] | None  # one for each image; None: the service's default
@@ -46,6 +52,15 @@ class Asked(NamedTuple):
     @property
     def size_px(self) -> int:
         return int(self.images.shape[1])
+
+
+class AskedEncoded(NamedTuple):
+    """A request with encoded images, understood: what `/v1/classify` takes as its query."""
+
+    encoded: list[bytes]
+    spend: SpendQuery
+    timeout_s: float | None
+    outputs: tuple[tuple[str, bool], ...]  # name, and whether to send it as binary data
 
 
 def describe(manifest: Manifest, engine: EngineName) -> ModelMetadata:
@@ -59,12 +74,15 @@ def describe(manifest: Manifest, engine: EngineName) -> ModelMetadata:
         inputs=[
             TensorMetadata(name="images", datatype="UINT8", shape=[-1, side, side, 3]),
             TensorMetadata(name="threshold", datatype="FP32", shape=[-1], optional=True),
+            TensorMetadata(name=ENCODED, datatype=BYTES, shape=[-1], optional=True),
         ],
         outputs=[
             TensorMetadata(name="logits", datatype="FP32", shape=[-1, len(manifest.labels)]),
             TensorMetadata(
                 name="kept", datatype="BOOL", shape=[-1, manifest.layers, patches.pop() if len(patches) == 1 else -1]
             ),
+            TensorMetadata(name="macs_ratio", datatype="FP32", shape=[-1]),
+            TensorMetadata(name="size_px", datatype="INT32", shape=[-1]),
         ],
     )
 
@@ -73,7 +91,7 @@ def configure(manifest: Manifest, engine: EngineName) -> ModelConfiguration:
     """The same as Triton's configuration says it."""
 
     def of(tensor: TensorMetadata) -> TensorConfiguration:
-        kind = f"TYPE_{tensor.datatype}"
+        kind = "TYPE_STRING" if tensor.datatype == BYTES else f"TYPE_{tensor.datatype}"
         return TensorConfiguration(name=tensor.name, data_type=kind, dims=tensor.shape, optional=tensor.optional)
 
     metadata = describe(manifest, engine)
@@ -89,8 +107,10 @@ def max_json_bytes(manifest: Manifest, max_images: int) -> int:
     return values * _MAX_JSON_BYTES_PER_VALUE + _JSON_BYTES_BESIDE_IMAGES
 
 
-def understand(manifest: Manifest, request: InferenceRequest, binary: memoryview, *, max_images: int) -> Asked:
-    """What a request asks, checked in full; `images` may be a view of `binary`.
+def understand(
+    manifest: Manifest, request: InferenceRequest, binary: memoryview, *, max_images: int
+) -> Asked | AskedEncoded:
+    """What a request asks, checked in full; `images` may be a view of `binary`. Images are decoded later.
 
     Raises:
         BadRequest: something the model doesn't take; the message names it.
@@ -98,13 +118,15 @@ def understand(manifest: Manifest, request: InferenceRequest, binary: memoryview
     """
     _check_names([tensor.name for tensor in request.inputs], tuple(_DATATYPES), "input")
     declared = {tensor.name: tensor for tensor in request.inputs}
-    if "images" not in declared:
-        raise BadRequest("the input 'images' is missing")
+    if "images" not in declared and ENCODED not in declared:
+        raise BadRequest(f"the input 'images' is missing, or {ENCODED!r} in its place")
     for tensor in request.inputs:
         if tensor.datatype != _DATATYPES[tensor.name]:
             raise BadRequest(f"{tensor.name}: the datatype is {_DATATYPES[tensor.name]}, not {tensor.datatype[:40]!r}")
+    if ENCODED in declared:
+        return _understand_encoded(request, binary, max_images)
     _check_shapes(manifest, declared, max_images)
-    _check_parameters(request.parameters)
+    _check_parameters(request.parameters, _OURS)
     tensors = {tensor.name: tensor for tensor in read_tensors(request.inputs, binary)}
     images = tensors["images"].data
     return Asked(
@@ -112,14 +134,46 @@ def understand(manifest: Manifest, request: InferenceRequest, binary: memoryview
         thresholds=_thresholds(request.parameters, tensors.get("threshold"), rows=len(images)),
         degrade=_flag(request.parameters, "degrade", default=None),
         timeout_s=_timeout_s(request.parameters),
-        outputs=_outputs(request.outputs, request.parameters),
+        outputs=_outputs(request.outputs, request.parameters, ("logits", "kept")),
     )
+
+
+def _understand_encoded(request: InferenceRequest, binary: memoryview, max_images: int) -> AskedEncoded:
+    for tensor in request.inputs:
+        if tensor.name != ENCODED:
+            raise BadRequest(f"{ENCODED} comes alone, without {tensor.name}: what to spend is said by parameters")
+    shape = request.inputs[0].shape
+    rows = shape[0] if shape else 0
+    if shape not in ([rows], [rows, 1]):
+        raise BadRequest(f"{ENCODED}: shape {shape} isn't [images]")
+    _check_count(ENCODED, rows, max_images)
+    _check_parameters(request.parameters, tuple(dict.fromkeys((*_SPEND, *_OURS))))
+    outputs = _outputs(request.outputs, request.parameters, ("logits", "macs_ratio", "size_px"))
+    if any(name == "kept" for name, _ in outputs):
+        raise BadRequest(
+            f"kept: with {ENCODED} each image may end at another input size; send images of one size to see it, or "
+            "ask /v1/classify with explain=mask"
+        )
+    (images,) = read_tensors(request.inputs, binary)
+    return AskedEncoded(
+        images.data.ravel().tolist(), _spend(request.parameters), _timeout_s(request.parameters), outputs
+    )
+
+
+def _spend(parameters: Parameters) -> SpendQuery:
+    given = {name: parameters[name] for name in _SPEND if parameters.get(name) is not None}
+    try:
+        return SpendQuery.model_validate(given, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise BadRequest(f"parameters.{where}: {str(given.get(where))[:40]} is refused: {first['msg']}") from None
 
 
 def _check_names(names: Sequence[str], known: tuple[str, ...], kind: str) -> None:
     for name in names:
         if name not in known:
-            raise BadRequest(f"unknown {kind} {name[:100]!r}; there are {' and '.join(known)}")
+            raise BadRequest(f"unknown {kind} {name[:100]!r}; there are {', '.join(known)}")
         if names.count(name) > 1:
             raise BadRequest(f"the {kind} {name!r} is there more than once")
 
@@ -133,18 +187,25 @@ def _check_shapes(manifest: Manifest, declared: dict[str, InputTensor], max_imag
     if size_px not in manifest.sizes_px:
         sizes = ", ".join(str(size) for size in manifest.sizes_px)
         raise BadRequest(f"images: {size_px} px isn't one of the model's input sizes, {sizes}")
-    if rows == 0:
-        raise BadRequest("images: there are none")
-    if rows > max_images:
-        raise TooLarge(f"images: {rows} in one request; the limit is {max_images}")
+    _check_count("images", rows, max_images)
     if "threshold" in declared and declared["threshold"].shape not in ([rows], [rows, 1]):
         raise BadRequest(f"threshold: shape {declared['threshold'].shape} isn't [{rows}], one for each image")
 
 
-def _check_parameters(parameters: Parameters) -> None:
+def _check_count(name: str, rows: int, max_images: int) -> None:
+    if rows == 0:
+        raise BadRequest(f"{name}: there are none")
+    if rows > max_images:
+        raise TooLarge(f"{name}: {rows} in one request; the limit is {max_images}")
+
+
+def _check_parameters(parameters: Parameters, known: tuple[str, ...]) -> None:
     for name in parameters:
-        if name not in (*_OURS, *_IGNORED) and not name.startswith("triton_"):
-            raise BadRequest(f"unknown parameter {name[:100]!r}; known are {', '.join(_OURS)}")
+        if name in (*known, *_IGNORED) or name.startswith("triton_"):
+            continue
+        if name in _SPEND:
+            raise BadRequest(f"parameters.{name}: a tensor comes at one size; send {ENCODED} for that")
+        raise BadRequest(f"unknown parameter {name[:100]!r}; known are {', '.join(known)}")
 
 
 def _thresholds(parameters: Parameters, tensor: Tensor | None, *, rows: int) -> list[float] | None:
@@ -173,16 +234,17 @@ def _timeout_s(parameters: Parameters) -> float | None:
     return timeout_us / 1e6 or None  # the protocol's 0 is the service's default
 
 
-def _outputs(requested: Sequence[RequestedOutput], parameters: Parameters) -> tuple[tuple[str, bool], ...]:
-    known = ("logits", "kept")
-    _check_names([output.name for output in requested], known, "output")
+def _outputs(
+    requested: Sequence[RequestedOutput], parameters: Parameters, default: tuple[str, ...]
+) -> tuple[tuple[str, bool], ...]:
+    _check_names([output.name for output in requested], tuple(OUTPUTS), "output")
     everything = _flag(parameters, "binary_data_output", default=False)
     for output in requested:
         for name in _UNSUPPORTED:
             if name in output.parameters:
                 raise BadRequest(f"{output.name}: the parameter {name!r} isn't supported")
     chosen = tuple((output.name, _flag(output.parameters, "binary_data", default=everything)) for output in requested)
-    return chosen or tuple((name, everything) for name in known)
+    return chosen or tuple((name, everything) for name in default)
 
 
 def _flag(parameters: Parameters, name: str, *, default: Flag) -> bool | Flag:

@@ -2,7 +2,49 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import BaseModel
+
+from service.tensors import JSON_LENGTH
+
+INFERENCE_REQUEST: dict[str, Any] = {
+    "required": True,
+    "description": "`$inference_request` of the protocol. With the binary tensor extension the JSON comes first, "
+    f"`{JSON_LENGTH}` says how long it is, and the tensors' bytes follow in the order of the inputs. "
+    "Inputs: `images` UINT8 [B, size, size, 3] and, optionally, `threshold` FP32 [B]; or, as binary data, "
+    "`encoded_images` BYTES [B]: JPEG, PNG or WebP. Parameters: `threshold`, `degrade` (whether load and the deadline "
+    "may lower the compute), `timeout` (microseconds), `binary_data_output`; with `encoded_images` also `preset`, "
+    "`compute`, `size`, `sure` and `again`, as `/v1/classify` has them.",
+    "content": {
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "required": ["inputs"],
+                "properties": {
+                    "id": {"type": "string"},
+                    "parameters": {"type": "object"},
+                    "inputs": {"type": "array", "items": {"type": "object"}},
+                    "outputs": {"type": "array", "items": {"type": "object"}},
+                },
+            },
+            "example": {
+                "id": "42",
+                "parameters": {"threshold": 0.5},
+                "inputs": [
+                    {
+                        "name": "images",
+                        "datatype": "UINT8",
+                        "shape": [1, 112, 112, 3],
+                        "parameters": {"binary_data_size": 37632},
+                    }
+                ],
+                "outputs": [{"name": "logits", "parameters": {"binary_data": False}}],
+            },
+        },
+        "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+    },
+}
 
 
 class ServerMetadata(BaseModel):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Annotated, Any, NamedTuple
 
@@ -21,7 +21,9 @@ from service.errors import BadRequest, TooLarge
 
 BINARY_DATA_SIZE = "binary_data_size"
 JSON_LENGTH = "Inference-Header-Content-Length"
-# Little-endian, row-major, no padding; BOOL is one byte, 0 or 1. BYTES, whose elements vary in length, isn't taken.
+BYTES = "BYTES"  # elements vary in length: each is led by it
+LENGTH_BYTES = 4  # little-endian
+# Little-endian, row-major, no padding; BOOL is one byte, 0 or 1.
 DATATYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype(np.bool_),
     **{f"UINT{bits}": np.dtype(f"<u{bits // 8}") for bits in (8, 16, 32, 64)},
@@ -64,7 +66,7 @@ class InferenceRequest(_Strict):
 
 
 class Tensor(NamedTuple):
-    """A named array; its dtype is one of `DATATYPES`."""
+    """A named array; its dtype is one of `DATATYPES`, or object for `BYTES`."""
 
     name: str
     datatype: str
@@ -105,23 +107,27 @@ def split_body(body: bytes, json_bytes: str | None, *, max_json_bytes: int) -> t
 def read_tensors(inputs: Sequence[InputTensor], binary: memoryview) -> list[Tensor]:
     """The inputs as arrays of their shapes, in their order; binary ones are views of `binary`, read-only.
 
+    Those of BYTES are copies, and come as binary data alone: encoded images aren't text.
+
     Raises:
         BadRequest: data, shape, datatype and sizes don't agree; the message names the tensor.
     """
     tensors = []
     offset = 0
     for tensor in inputs:
-        dtype = DATATYPES.get(tensor.datatype)
+        dtype = np.dtype(object) if tensor.datatype == BYTES else DATATYPES.get(tensor.datatype)
         if dtype is None:
-            raise BadRequest(f"{tensor.name}: datatype {tensor.datatype[:40]!r} isn't one of {', '.join(DATATYPES)}")
+            known = ", ".join((*DATATYPES, BYTES))
+            raise BadRequest(f"{tensor.name}: datatype {tensor.datatype[:40]!r} isn't one of {known}")
         size_bytes = tensor.parameters.get(BINARY_DATA_SIZE)
         if (size_bytes is None) == (tensor.data is None):
             raise BadRequest(f"{tensor.name}: give one of data and parameters.{BINARY_DATA_SIZE}")
         if tensor.data is not None:
             array = _from_json(tensor, tensor.data, dtype)
         else:
-            array = _from_bytes(tensor, binary[offset:], size_bytes, dtype)
-            offset += array.nbytes
+            data = _announced(tensor, binary[offset:], size_bytes)
+            array = _strings(tensor, data) if dtype.kind == "O" else _from_bytes(tensor, data, dtype)
+            offset += len(data)
         tensors.append(Tensor(tensor.name, tensor.datatype, array))
     if offset != len(binary):
         raise BadRequest(f"{len(binary)} bytes follow the JSON, but the inputs' {BINARY_DATA_SIZE} add up to {offset}")
@@ -150,26 +156,59 @@ def write_response(head: dict[str, Any], outputs: Sequence[tuple[Tensor, bool]])
     return b"".join((text, *binary)), len(text) if binary else None
 
 
-def _from_bytes(tensor: InputTensor, rest: memoryview, size_bytes: object, dtype: np.dtype[Any]) -> NDArray[Any]:
+def _announced(tensor: InputTensor, rest: memoryview, size_bytes: object) -> memoryview:
+    """A tensor's own bytes, the first of what is left."""
     if type(size_bytes) is not int or size_bytes < 0:
         raise BadRequest(f"{tensor.name}: {BINARY_DATA_SIZE} isn't a number of bytes: {str(size_bytes)[:40]!r}")
-    count = math.prod(tensor.shape)
-    if size_bytes != count * dtype.itemsize:
-        raise BadRequest(
-            f"{tensor.name}: {BINARY_DATA_SIZE} is {size_bytes}, but shape {tensor.shape} of {tensor.datatype} takes "
-            f"{count * dtype.itemsize} bytes"
-        )
     if size_bytes > len(rest):
         raise BadRequest(f"{tensor.name}: {size_bytes} bytes announced, {len(rest)} came")
+    return rest[:size_bytes]
+
+
+def _from_bytes(tensor: InputTensor, data: memoryview, dtype: np.dtype[Any]) -> NDArray[Any]:
+    count = math.prod(tensor.shape)
+    if len(data) != count * dtype.itemsize:
+        raise BadRequest(
+            f"{tensor.name}: {BINARY_DATA_SIZE} is {len(data)}, but shape {tensor.shape} of {tensor.datatype} takes "
+            f"{count * dtype.itemsize} bytes"
+        )
     if dtype.kind == "b":
-        values = np.frombuffer(rest, np.uint8, count)
+        values = np.frombuffer(data, np.uint8, count)
         if count and values.max() > 1:
             raise BadRequest(f"{tensor.name}: a BOOL is a byte of value 0 or 1")
         return values.view(np.bool_).reshape(tensor.shape)
-    return np.frombuffer(rest, dtype, count).reshape(tensor.shape)
+    return np.frombuffer(data, dtype, count).reshape(tensor.shape)
+
+
+def led_by_length(elements: Iterable[bytes]) -> bytes:
+    """Elements of BYTES as binary data."""
+    return b"".join(part for element in elements for part in (len(element).to_bytes(LENGTH_BYTES, "little"), element))
+
+
+def _strings(tensor: InputTensor, data: memoryview) -> NDArray[np.object_]:
+    """Elements of BYTES, as bytes."""
+    count, offset = math.prod(tensor.shape), 0
+    found: list[bytes] = []
+    while offset < len(data) and len(found) <= count:
+        start = offset + LENGTH_BYTES
+        end = start + int.from_bytes(data[offset:start], "little")
+        if end > len(data):
+            raise BadRequest(
+                f"{tensor.name}: element {len(found)} is cut short: {LENGTH_BYTES} bytes of length, then so many"
+            )
+        found.append(bytes(data[start:end]))
+        offset = end
+    if len(found) != count:
+        more = "more" if len(found) > count else str(len(found))
+        raise BadRequest(f"{tensor.name}: shape {tensor.shape} has {count} elements, but {more} came")
+    elements = np.empty(count, object)
+    elements[:] = found
+    return elements.reshape(tensor.shape)
 
 
 def _from_json(tensor: InputTensor, data: list[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    if dtype.kind == "O":
+        raise BadRequest(f"{tensor.name}: {BYTES} are taken as binary data alone ({BINARY_DATA_SIZE}), not in JSON")
     # Types are looked at before numpy sees the values: it would make numbers of strings and nulls, and of one long
     # string among many short ones an array in which all are long.
     leaves, shape = _flatten(tensor.name, data)

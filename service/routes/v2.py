@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Any, NamedTuple
 
@@ -12,8 +13,10 @@ from starlette.requests import ClientDisconnect
 
 from service.account import make_account
 from service.artifact import Manifest
+from service.batch import Answer
 from service.body import read_body
 from service.budget import Choice, choose
+from service.classification import answer_images, record_answered
 from service.errors import DeadlinePassed, NotReady
 from service.exchange import (
     CLIENT_LEFT,
@@ -24,8 +27,9 @@ from service.exchange import (
     record,
     server_timing,
 )
-from service.oip import EXTENSIONS, Asked, answer_head, describe, max_json_bytes, understand
+from service.oip import EXTENSIONS, OUTPUTS, Asked, AskedEncoded, answer_head, describe, max_json_bytes, understand
 from service.oip_schemas import (
+    INFERENCE_REQUEST,
     InferenceResponse,
     Live,
     ModelMetadata,
@@ -35,7 +39,7 @@ from service.oip_schemas import (
     ServerMetadata,
 )
 from service.openapi import release
-from service.results import make_receipt
+from service.results import Receipt, make_receipt
 from service.routes.ops import healthz, readyz
 from service.served_model import ServedModel
 from service.serving import Serving, ServingDep
@@ -46,44 +50,6 @@ PROTOCOL_RESPONSES: dict[int | str, dict[str, Any]] = {
     "5XX": {"model": ProtocolError, "description": "Starting or draining, the deadline passed, inference failed"},
 }
 router = APIRouter(prefix="/v2", tags=["open inference protocol"], responses=PROTOCOL_RESPONSES)
-
-
-_REQUEST_BODY: dict[str, Any] = {
-    "required": True,
-    "description": "`$inference_request` of the protocol. With the binary tensor extension the JSON comes first, "
-    f"`{JSON_LENGTH}` says how long it is, and the tensors' bytes follow in the order of the inputs. "
-    "Inputs: `images` UINT8 [B, size, size, 3] and, optionally, `threshold` FP32 [B]. Parameters: `threshold`, "
-    "`degrade` (whether load and the deadline may raise the threshold), `timeout` (microseconds), "
-    "`binary_data_output`.",
-    "content": {
-        "application/json": {
-            "schema": {
-                "type": "object",
-                "required": ["inputs"],
-                "properties": {
-                    "id": {"type": "string"},
-                    "parameters": {"type": "object"},
-                    "inputs": {"type": "array", "items": {"type": "object"}},
-                    "outputs": {"type": "array", "items": {"type": "object"}},
-                },
-            },
-            "example": {
-                "id": "42",
-                "parameters": {"threshold": 0.5},
-                "inputs": [
-                    {
-                        "name": "images",
-                        "datatype": "UINT8",
-                        "shape": [1, 112, 112, 3],
-                        "parameters": {"binary_data_size": 37632},
-                    }
-                ],
-                "outputs": [{"name": "logits", "parameters": {"binary_data": False}}],
-            },
-        },
-        "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
-    },
-}
 
 
 async def named_model(name: str, request: Request, serving: ServingDep) -> ServedModel:
@@ -153,7 +119,7 @@ _inference = partial(
     router.post,
     response_model=InferenceResponse,
     dependencies=[Depends(count_request)],
-    openapi_extra={"requestBody": _REQUEST_BODY},
+    openapi_extra={"requestBody": INFERENCE_REQUEST},
 )
 
 
@@ -166,25 +132,20 @@ async def infer(
 ) -> Response:
     """Logits and kept patches of each image, computing only the patches it needs."""
     deadline = request.state.started_s + serving.settings.default_timeout_s
-    manifest = model.manifest
     model.batcher.check_room(1)  # a full queue refuses before it reads and parses
     try:
-        received = await _receive(request, serving, manifest, json_bytes, deadline)
+        received = await _receive(request, serving, model.manifest, json_bytes, deadline)
         asked = received.asked
         if asked.timeout_s is not None:
             deadline = request.state.started_s + asked.timeout_s
-        thresholds, degraded = _plan(serving, model, asked, deadline)
-        answers = await ask(request, model, list(asked.images), thresholds, deadline)
+        if isinstance(asked, AskedEncoded):
+            answered = await _answer_encoded(request, serving, model, asked, deadline)
+        else:
+            answered = await _answer_tensors(request, serving, model, asked, received.decode_s, deadline)
     except ClientDisconnect:
         request.state.outcome = "cancelled"
         return Response(status_code=CLIENT_LEFT)
-    measured = Measured(received.decode_s, answers, serving.now() - request.state.started_s)
-    choices = (Choice(asked.size_px, float(threshold)) for threshold in thresholds)
-    receipts = [make_receipt(manifest, choice, one.kept) for choice, one in zip(choices, answers, strict=True)]
-    record(serving, model, receipts, thresholds, measured, degraded=degraded)
-    request.state.account = make_account(receipts, thresholds, measured, size_px=asked.size_px, degraded=degraded)
-    request.state.outcome = "ok"
-    return _respond(manifest, received, measured, degraded=degraded)
+    return _respond(model.manifest, received, answered)
 
 
 @_inference("/models/{name}/versions/{version}/infer")
@@ -196,6 +157,53 @@ async def infer_version(
 ) -> Response:
     """The same, for a version by name."""
     return await infer(model, request, serving, json_bytes)
+
+
+class _Received(NamedTuple):
+    id: str | None
+    asked: Asked | AskedEncoded
+    decode_s: float
+
+
+class _Answered(NamedTuple):
+    """One of each for each image."""
+
+    answers: Sequence[Answer]
+    receipts: Sequence[Receipt]
+    sizes_px: Sequence[int]
+    measured: Measured
+    degraded: bool
+
+
+async def _answer_tensors(
+    request: Request, serving: Serving, model: ServedModel, asked: Asked, decode_s: float, deadline: float
+) -> _Answered:
+    thresholds, degraded = _plan(serving, model, asked, deadline)
+    answers = await ask(request, model, list(asked.images), thresholds, deadline)
+    measured = Measured(decode_s, answers, serving.now() - request.state.started_s)
+    choices = [Choice(asked.size_px, threshold) for threshold in thresholds]
+    receipts = [make_receipt(model.manifest, choice, one.kept) for choice, one in zip(choices, answers, strict=True)]
+    record(serving, model, receipts, thresholds, measured, degraded=degraded)
+    request.state.account = make_account(receipts, thresholds, measured, size_px=asked.size_px, degraded=degraded)
+    request.state.outcome = "ok"
+    return _Answered(answers, receipts, [asked.size_px] * len(answers), measured, degraded)
+
+
+async def _answer_encoded(
+    request: Request, serving: Serving, model: ServedModel, asked: AskedEncoded, deadline: float
+) -> _Answered:
+    async def read() -> list[bytes]:
+        return asked.encoded
+
+    answered = await answer_images(request, serving, model, asked.spend, deadline, read)
+    record_answered(request, serving, model, answered)
+    return _Answered(
+        [one.answer for one in answered.computed],
+        answered.receipts,
+        [plan.choice.size_px for plan in answered.plans],
+        answered.measured,
+        any(plan.degraded for plan in answered.plans),
+    )
 
 
 def _plan(serving: Serving, model: ServedModel, asked: Asked, deadline: float) -> tuple[list[float], bool]:
@@ -220,19 +228,13 @@ def _plan(serving: Serving, model: ServedModel, asked: Asked, deadline: float) -
     return [plans[threshold].choice.threshold for threshold in wanted], any(plan.degraded for plan in plans.values())
 
 
-class _Received(NamedTuple):
-    id: str | None
-    asked: Asked
-    decode_s: float
-
-
 async def _receive(
     request: Request, serving: Serving, manifest: Manifest, json_bytes: str | None, deadline: float
 ) -> _Received:
     """Read the body and its tensors; also how long the latter took."""
     limits = serving.body_limits
 
-    def parse(body: bytes) -> tuple[str | None, Asked]:
+    def parse(body: bytes) -> tuple[str | None, Asked | AskedEncoded]:
         most = max_json_bytes(manifest, limits.max_images)
         document, binary = split_body(body, json_bytes, max_json_bytes=most)
         return document.id, understand(manifest, document, binary, max_images=limits.max_images)
@@ -247,14 +249,18 @@ async def _receive(
         raise DeadlinePassed("the deadline passed before the tensors were received and parsed") from None
 
 
-def _respond(manifest: Manifest, received: _Received, measured: Measured, *, degraded: bool) -> Response:
-    tensors = {
-        "logits": Tensor("logits", "FP32", np.stack([answer.logits for answer in measured.answers])),  # (B, classes)
-        "kept": Tensor("kept", "BOOL", np.stack([answer.kept for answer in measured.answers])),  # (B, L, P)
+def _respond(manifest: Manifest, received: _Received, answered: _Answered) -> Response:
+    columns: dict[str, list[Any]] = {
+        "logits": [one.logits for one in answered.answers],  # (classes,) each
+        "kept": [one.kept for one in answered.answers],  # (L, P) each
+        "macs_ratio": [receipt.macs_ratio for receipt in answered.receipts],
+        "size_px": list(answered.sizes_px),
     }
-    outputs = [(tensors[name], as_binary) for name, as_binary in received.asked.outputs]
-    body, json_bytes = write_response(answer_head(manifest, received.id, degraded=degraded), outputs)
-    headers = {"Server-Timing": server_timing(measured.timing_ms())}
+    outputs = [
+        (Tensor(name, OUTPUTS[name], np.stack(columns[name])), as_binary) for name, as_binary in received.asked.outputs
+    ]
+    body, json_bytes = write_response(answer_head(manifest, received.id, degraded=answered.degraded), outputs)
+    headers = {"Server-Timing": server_timing(answered.measured.timing_ms())}
     if json_bytes is None:
         return Response(body, media_type="application/json", headers=headers)
     headers[JSON_LENGTH] = str(json_bytes)

@@ -11,9 +11,11 @@ from service.errors import BadRequest
 from service.oip import MAX_TIMEOUT_US
 from service.rpc.gateway import Reply
 from service.rpc.messages import MESSAGES, chosen
-from service.tensors import BINARY_DATA_SIZE, DATATYPES, JSON_LENGTH
+from service.tensors import BINARY_DATA_SIZE, BYTES, DATATYPES, JSON_LENGTH, LENGTH_BYTES, led_by_length
 
-_CONTENTS = {"UINT8": "uint_contents", "FP32": "fp32_contents"}  # what the model's inputs are; others are refused
+# What the model's inputs are; others are refused.
+_CONTENTS = {"UINT8": "uint_contents", "FP32": "fp32_contents", BYTES: "bytes_contents"}
+_FRACTIONS = ("threshold", "compute", "sure")  # parameters
 
 
 def write_head(request: Any, time_left_s: float | None) -> bytes:
@@ -24,8 +26,9 @@ def write_head(request: Any, time_left_s: float | None) -> bytes:
         time_left_s: until the RPC's deadline; of that and the parameter `timeout` the shorter one counts.
     """
     parameters = {name: chosen(value) for name, value in request.parameters.items()}
-    if isinstance(threshold := parameters.get("threshold"), str):  # not every client can send a double
-        parameters["threshold"] = _number(threshold)
+    for name in _FRACTIONS:
+        if isinstance(text := parameters.get(name), str):  # not every client can send a double
+            parameters[name] = _number(text)
     if time_left_s is not None:
         left_us = min(max(1, int(time_left_s * 1e6)), MAX_TIMEOUT_US)
         timeout_us = parameters.get("timeout")
@@ -98,7 +101,12 @@ def _size_bytes(request: Any, index: int) -> int:
         return len(request.raw_input_contents[index]) if index < len(request.raw_input_contents) else 0
     tensor = request.inputs[index]
     field = _CONTENTS.get(tensor.datatype)
-    return len(getattr(tensor.contents, field)) * DATATYPES[tensor.datatype].itemsize if field else 0
+    if field is None:
+        return 0
+    values = getattr(tensor.contents, field)
+    if tensor.datatype == BYTES:
+        return sum(LENGTH_BYTES + len(value) for value in values)
+    return len(values) * DATATYPES[tensor.datatype].itemsize
 
 
 def _typed_bytes(tensor: Any) -> bytes:
@@ -107,6 +115,8 @@ def _typed_bytes(tensor: Any) -> bytes:
         return b""  # a datatype that no input has
     if others := [field.name for field, _ in tensor.contents.ListFields() if field.name != wanted]:
         raise BadRequest(f"{tensor.name}: {tensor.datatype} data belong in {wanted}, not in {others[0]}")
+    if tensor.datatype == BYTES:
+        return led_by_length(getattr(tensor.contents, wanted))
     try:
         return np.array(getattr(tensor.contents, wanted), DATATYPES[tensor.datatype]).tobytes()
     except OverflowError:

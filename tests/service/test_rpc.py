@@ -90,7 +90,7 @@ def request(
 
 
 def outputs(response: Any) -> dict[str, NDArray[Any]]:
-    dtypes = {"FP32": np.float32, "BOOL": np.bool_}
+    dtypes = {"FP32": np.float32, "BOOL": np.bool_, "INT32": np.int32}
     pairs = zip(response.outputs, response.raw_output_contents, strict=True)
     return {o.name: np.frombuffer(raw, dtypes[o.datatype]).reshape(o.shape) for o, raw in pairs}
 
@@ -144,6 +144,7 @@ async def test_tritonclient_works_unchanged() -> None:
             assert [(t.name, t.datatype, list(t.shape)) for t in model.inputs] == [
                 ("images", "UINT8", [-1, -1, -1, 3]),
                 ("threshold", "FP32", [-1]),
+                ("encoded_images", "BYTES", [-1]),
             ]
             assert model.platform == "onnxruntime_onnx"
             config = triton.get_model_config("fake", as_json=True)["config"]

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
 from service.errors import BadRequest, TooLarge
-from service.tensors import DATATYPES, InputTensor, Tensor, read_tensors, split_body, write_response
+from service.tensors import DATATYPES, InputTensor, Tensor, led_by_length, read_tensors, split_body, write_response
 
 
 def declare(datatype: str, shape: list[int], **more: Any) -> InputTensor:
@@ -57,6 +57,14 @@ def test_a_body_cut_anywhere_is_refused(data: st.DataObject) -> None:
         read_tensors([told], memoryview(content[:size]))
 
 
+@given(st.lists(st.binary(max_size=9), min_size=1, max_size=5), st.data())
+def test_elements_of_any_length_are_read_again_and_a_cut_is_noticed(sent: list[bytes], data: st.DataObject) -> None:
+    content = led_by_length(sent)
+    assert read("BYTES", [len(sent), 1], binary=content).tolist() == [[element] for element in sent]
+    with pytest.raises(BadRequest, match=r"cut short|elements, but \d+ came"):
+        read("BYTES", [len(sent)], binary=content[: data.draw(st.integers(0, len(content) - 1))])
+
+
 def test_nested_and_flat_data_are_the_same() -> None:
     flat = read("UINT8", [2, 2, 1], [1, 2, 3, 4])
     nested = read("UINT8", [2, 2, 1], [[[1], [2]], [[3], [4]]])
@@ -98,7 +106,8 @@ def test_binary_inputs_follow_each_other_and_json_ones_take_no_bytes() -> None:
         ("FP32", [1], ["nan"], "aren't all values that FP32 takes"),
         ("BOOL", [1], [1], "aren't all values that BOOL takes"),
         ("FP32", [1], [{}], "aren't all values that FP32 takes"),
-        ("BYTES", [1], ["a"], "datatype 'BYTES' isn't one of BOOL"),
+        ("BYTES", [1], ["a"], "BYTES are taken as binary data alone"),
+        ("TEXT", [1], ["a"], "datatype 'TEXT' isn't one of BOOL"),
         ("uint8", [1], [1], "datatype 'uint8' isn't one of"),
         ("UINT8", [1], None, "give one of data and parameters.binary_data_size"),
     ],
@@ -120,6 +129,9 @@ def test_json_data_that_dont_fit_are_refused_by_name(datatype: str, shape: list[
         ("UINT8", [3], 3, b"ab", "3 bytes announced, 2 came"),
         ("UINT8", [2], 2, b"abc", "3 bytes follow the JSON, but .* add up to 2"),
         ("BOOL", [2], 2, b"\x01\x02", "value 0 or 1"),
+        ("BYTES", [1], 4, b"\xff\xff\xff\xff", "element 0 is cut short"),
+        ("BYTES", [10**12, 10**12], 4, bytes(4), "has 1000000000000000000000000 elements, but 1 came"),
+        ("BYTES", [1], 8, bytes(8), "has 1 elements, but more came"),
     ],
 )
 def test_binary_data_that_dont_fit_are_refused(

@@ -80,7 +80,7 @@ def outputs(response: Response) -> dict[str, NDArray[Any]]:
     rest = b"" if length is None else content[int(length) :]
     found = {}
     for output in document["outputs"]:
-        dtype = {"FP32": np.float32, "BOOL": np.bool_}[output["datatype"]]
+        dtype = {"FP32": np.float32, "BOOL": np.bool_, "INT32": np.int32}[output["datatype"]]
         if "data" in output:
             array: NDArray[Any] = np.array(output["data"], dtype)
         else:
@@ -108,10 +108,13 @@ def test_the_server_and_the_model_describe_themselves(client: TestClient) -> Non
         "inputs": [
             {"name": "images", "datatype": "UINT8", "shape": [-1, -1, -1, 3]},
             {"name": "threshold", "datatype": "FP32", "shape": [-1], "optional": True},
+            {"name": "encoded_images", "datatype": "BYTES", "shape": [-1], "optional": True},
         ],
         "outputs": [
             {"name": "logits", "datatype": "FP32", "shape": [-1, CLASSES]},
             {"name": "kept", "datatype": "BOOL", "shape": [-1, LAYERS, -1]},
+            {"name": "macs_ratio", "datatype": "FP32", "shape": [-1]},
+            {"name": "size_px", "datatype": "INT32", "shape": [-1]},
         ],
     }
     assert client.get("/v2/models/fake").json() == expected
@@ -210,6 +213,14 @@ def test_outputs_are_chosen_ordered_and_each_sent_its_own_way(client: TestClient
     assert LENGTH not in response.headers
 
 
+def test_what_each_image_cost_and_its_size_are_outputs_too(client: TestClient) -> None:
+    wanted = [{"name": "size_px"}, {"name": "macs_ratio"}]
+    threshold = np.array([0.5, 0], np.float32)
+    found = outputs(in_binary(client, pixels(3, 2), threshold, outputs=wanted))
+    assert found["size_px"].tolist() == [28, 28]
+    assert found["macs_ratio"].tolist() == pytest.approx([37500 / 53500, 1])
+
+
 def test_the_default_presets_threshold_is_used_unless_one_is_given(client: TestClient) -> None:
     assert skipped(client.post(URL, json=in_json(pixels(3)))) == [8]
     assert skipped(client.post(URL, json=in_json(pixels(3, size_px=14)))) == [2]
@@ -286,7 +297,7 @@ def with_outputs(*requested: dict[str, Any]) -> dict[str, Any]:
     ("request_body", "said"),
     [
         ({}, "inputs: Field required"),
-        (changed(name="image"), "unknown input 'image'; there are images and threshold"),
+        (changed(name="image"), "unknown input 'image'; there are images, threshold, encoded_images"),
         ({"inputs": [IMAGES, IMAGES]}, "'images' is there more than once"),
         ({"inputs": [{**IMAGES, "name": "threshold", "datatype": "FP32"}]}, "the input 'images' is missing"),
         (changed(datatype="FP32"), "images: the datatype is UINT8, not 'FP32'"),
@@ -309,11 +320,12 @@ def with_outputs(*requested: dict[str, Any]) -> dict[str, Any]:
         (with_parameters(threshold=True), "parameters.threshold: True isn't"),
         (with_parameters(threshold="0.5"), "parameters.threshold: 0.5 isn't a number"),
         (with_parameters(treshold=0.5), "unknown parameter 'treshold'; known are threshold"),
+        (with_parameters(preset="full"), "parameters.preset: a tensor comes at one size; send encoded_images"),
         (with_parameters(timeout=-1), "parameters.timeout: -1 isn't"),
         (with_parameters(timeout=1.5), "parameters.timeout: 1.5 isn't"),
         (with_parameters(timeout=600_000_001), "parameters.timeout: 600000001 isn't"),
         (with_parameters(binary_data_output=1), "parameters.binary_data_output: 1 isn't true or false"),
-        (with_outputs({"name": "scores"}), "unknown output 'scores'; there are logits and kept"),
+        (with_outputs({"name": "scores"}), "unknown output 'scores'; there are logits, kept, macs_ratio, size_px"),
         (with_outputs({"name": "kept"}, {"name": "kept"}), "'kept' is there more than once"),
         (with_outputs({"name": "kept", "parameters": {"binary_data": "yes"}}), "binary_data: yes isn't true or false"),
         (with_outputs({"name": "logits", "parameters": {"classification": 3}}), "'classification' isn't supported"),
@@ -433,9 +445,11 @@ def test_tritons_configuration_says_what_the_metadata_say(client: TestClient) ->
     assert config["max_batch_size"] == 0
     metadata = client.get("/v2/models/fake").json()
     for ours, theirs in (("inputs", "input"), ("outputs", "output")):
-        assert [(t["name"], f"TYPE_{t['datatype']}", t["shape"], t.get("optional")) for t in metadata[ours]] == [
-            (t["name"], t["data_type"], t["dims"], t.get("optional")) for t in config[theirs]
-        ]
+        kinds = {"BYTES": "STRING"}
+        assert [
+            (t["name"], f"TYPE_{kinds.get(t['datatype'], t['datatype'])}", t["shape"], t.get("optional"))
+            for t in metadata[ours]
+        ] == [(t["name"], t["data_type"], t["dims"], t.get("optional")) for t in config[theirs]]
     assert client.get("/v2/models/fake/versions/2/config").status_code == 404
 
 
