@@ -16,7 +16,7 @@ from torch import Tensor
 
 from models.backbone import UnsupportedModel, check_supported, reads_prefix_only
 from models.macs import Shape
-from models.pruned_vit import PrunedViT
+from models.pruned_vit import PrunedViT, feed_forward, scaled
 
 
 class Matching(NamedTuple):
@@ -129,12 +129,12 @@ def _merging_block(block: Block, x: Tensor, size: Tensor, bias: Tensor | None, m
     attn, prefix = block.attn, x.shape[1] - size.shape[1]
     query, key, value = (_heads(attn, t) for t in attn.qkv(block.norm1(x)).chunk(3, -1))
     key = attn.k_norm(key)
-    x = x + block.drop_path1(block.ls1(_attend(attn, attn.q_norm(query), key, value, bias)))
+    x = x + block.drop_path1(scaled(block.ls1, attn.proj, _attend(attn, attn.q_norm(query), key, value, bias)))
     if merged:
         matching = match(key[:, :, prefix:].mean(1), merged)
         patches, size = merge(x[:, prefix:], size, matching)
         x = torch.cat([x[:, :prefix], patches], 1)
-    return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))), size
+    return x + block.drop_path2(feed_forward(block, block.norm2(x))), size
 
 
 def _prefix_block(block: Block, x: Tensor, bias: Tensor | None, prefix: int) -> Tensor:
@@ -145,8 +145,8 @@ def _prefix_block(block: Block, x: Tensor, bias: Tensor | None, prefix: int) -> 
     query = _heads(attn, F.linear(normed[:, :prefix], weight[:D], row_bias[0]))
     key, value = (_heads(attn, t) for t in F.linear(normed, weight[D:], row_bias[1]).chunk(2, -1))
     mixed = _attend(attn, attn.q_norm(query), attn.k_norm(key), value, bias)
-    x = x[:, :prefix] + block.drop_path1(block.ls1(mixed))
-    return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+    x = x[:, :prefix] + block.drop_path1(scaled(block.ls1, attn.proj, mixed))
+    return x + block.drop_path2(feed_forward(block, block.norm2(x)))
 
 
 def _heads(attn: Attention, x: Tensor) -> Tensor:
@@ -155,7 +155,8 @@ def _heads(attn: Attention, x: Tensor) -> Tensor:
 
 
 def _attend(attn: Attention, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
-    """Proportional attention (2210.09461), projected: query (B, h, Q, d), bias log sizes -> (B, Q, C)."""
+    """Proportional attention (2210.09461), unprojected: query (B, h, Q, d), bias log sizes -> (B, Q, C)."""
     bias = None if bias is None else bias.to(query.dtype)
     mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-    return attn.proj(attn.norm(mixed.transpose(1, 2).flatten(2)))
+    out: Tensor = attn.norm(mixed.transpose(1, 2).flatten(2))
+    return out

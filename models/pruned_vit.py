@@ -196,8 +196,8 @@ def sparse_block(
             mixed = _kept_attention(block.attn, normed, keep, kept, config.attention)
         else:
             mixed = attend(block.attn, normed).flatten(0, 1).index_select(0, kept)
-        rows = tokens.index_select(0, kept) + _scaled(block.ls1, block.attn.proj, block.attn.norm(mixed))
-    rows = rows + _feed_forward(block, block.norm2(rows))
+        rows = tokens.index_select(0, kept) + scaled(block.ls1, block.attn.proj, block.attn.norm(mixed))
+    rows = rows + feed_forward(block, block.norm2(rows))
     tokens = tokens if update is None else tokens + update.flatten(0, 1)
     return tokens.index_put((kept,), rows).reshape(B, N, C)
 
@@ -210,8 +210,8 @@ def plain_block(block: Block, x: Tensor, first: int, attend: Attend | None = Non
     """
     normed = block.norm1(x)
     mixed = self_attention(block.attn, normed, first) if attend is None else attend(block.attn, normed)
-    x = x[:, :first] + block.drop_path1(_scaled(block.ls1, block.attn.proj, block.attn.norm(mixed)))
-    return x + block.drop_path2(_feed_forward(block, block.norm2(x)))
+    x = x[:, :first] + block.drop_path1(scaled(block.ls1, block.attn.proj, block.attn.norm(mixed)))
+    return x + block.drop_path2(feed_forward(block, block.norm2(x)))
 
 
 def self_attention(attn: Attention, normed: Tensor, first: int) -> Tensor:
@@ -261,20 +261,20 @@ def _mix(attn: Attention, query: Tensor, key: Tensor, value: Tensor, B: int, mas
     return (weights.softmax(-1) @ value).transpose(1, 2).flatten(2).flatten(0, 1)
 
 
-def _feed_forward(block: Block, x: Tensor) -> Tensor:
+def feed_forward(block: Block, x: Tensor) -> Tensor:
     """The MLP and its LayerScale."""
     mlp = block.mlp
     if type(mlp) is not Mlp:
-        scaled: Tensor = block.ls2(mlp(x))
-        return scaled
-    return _scaled(block.ls2, mlp.fc2, mlp.norm(mlp.act(mlp.fc1(x))))
+        out: Tensor = block.ls2(mlp(x))
+        return out
+    return scaled(block.ls2, mlp.fc2, mlp.norm(mlp.act(mlp.fc1(x))))
 
 
-def _scaled(scale: nn.Module, linear: nn.Linear, x: Tensor) -> Tensor:
+def scaled(scale: nn.Module, linear: nn.Linear, x: Tensor) -> Tensor:
     """`scale(linear(x))`; a LayerScale goes into the weights, which a runtime multiplies once, when it loads them."""
     if not isinstance(scale, LayerScale):
-        scaled: Tensor = scale(linear(x))
-        return scaled
+        out: Tensor = scale(linear(x))
+        return out
     bias = None if linear.bias is None else linear.bias * scale.gamma
     return F.linear(x, linear.weight * scale.gamma[:, None], bias)
 
