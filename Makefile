@@ -23,6 +23,8 @@ TRAIN_OPTIONS ?=
 EVALUATE_OPTIONS ?=
 # For `make train`: the input sizes to measure and to serve, px, the full one first; larger ones are for second looks.
 SIZES ?= 112,126,98,84,70,56
+# For `make test`: processes that run tests, each a file at a time; the longest files come first.
+TEST_PROCESSES ?= 2
 # For `make image`: its name, and what it is for: cpu, gpu or loadtest.
 IMAGE ?= skipvit
 TARGET ?= cpu
@@ -37,7 +39,7 @@ serve: $(VENV)/.service-cpu ## serve the bundled model on http://127.0.0.1:$PORT
 
 test: $(VENV)/.dev ## run the whole test suite
 	tests/tools.sh
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 screenshot: $(VENV)/.dev ## take the README's picture of the web page anew; needs Chromium
 	tests/tools.sh

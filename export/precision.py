@@ -59,7 +59,7 @@ class Seen(NamedTuple):
 
 
 def points_of(bundle: Bundle) -> list[Choice]:
-    """The presets, each size with nothing skipped, two looks from smaller ones, and patches skipped at each size."""
+    """The presets, each size with nothing skipped, two looks from smaller ones, the full one with patches skipped."""
     manifest = bundle.manifest
     presets = [Choice(preset.size_px, preset.threshold, preset.sure) for preset in manifest.presets.values()]
     once = [Choice(size_px, 0.0) for size_px in manifest.sizes_px]
@@ -67,9 +67,14 @@ def points_of(bundle: Bundle) -> list[Choice]:
     twice = [Choice(size_px, 0.0, SURE) for size_px in manifest.sizes_px if size_px < full_px]
     if largest_px > full_px:
         twice += [Choice(size_px, 0.0, SURE, largest_px) for size_px in manifest.sizes_px if size_px < full_px]
-    skipping = [Choice(full_px, threshold) for threshold in FEW_TO_MOST]
-    skipping += [Choice(size_px, SKIPPING) for size_px in manifest.sizes_px if size_px < full_px]
-    return list(dict.fromkeys([*presets, *once, *twice, *skipping]))
+    return list(dict.fromkeys([*presets, *once, *twice, Choice(full_px, SKIPPING)]))
+
+
+def gated_points_of(bundle: Bundle) -> list[Choice]:
+    """Where masks are compared as well: the full size from few patches skipped to most, smaller ones with some."""
+    sizes_px, full_px = bundle.manifest.sizes_px, bundle.manifest.full.size_px
+    levels = [Choice(full_px, threshold) for threshold in FEW_TO_MOST]
+    return levels + [Choice(size_px, SKIPPING) for size_px in sizes_px if size_px < full_px]
 
 
 def see(engine: OnnxEngine, images: LabelledImages, manifest: Manifest, size_px: int, threshold: float) -> Seen:
@@ -86,7 +91,7 @@ def see(engine: OnnxEngine, images: LabelledImages, manifest: Manifest, size_px:
 
 def measure(bundle: Bundle, precision: Precision, data: str, max_images: int) -> dict[str, Any]:
     """Run both engines over the test images of `data`; BundleError where the bundle has no such graphs."""
-    manifest, points = bundle.manifest, points_of(bundle)
+    manifest, points = bundle.manifest, list(dict.fromkeys(points_of(bundle) + gated_points_of(bundle)))
     kinds: tuple[Precision, Precision] = (precision, "float32")
     engines = [OnnxEngine(bundle, threads=usable_cpus(), precision=each) for each in kinds]
     seen: dict[tuple[int, float], list[Seen]] = {}

@@ -146,29 +146,6 @@ def looks(result: dict[str, Any], expected: dict[str, Any]) -> list[tuple[dict[s
     return [(found["prediction"], shown["prediction"])]
 
 
-@pytest.mark.timeout(900)  # it trains, exports, and times everybody
-def test_the_training_line_runs_as_written(toy_images: Path, tmp_path: Path) -> None:
-    """From data to a bundle of one's own, by the README's commands, with DATA, MODEL and BACKBONE set to toys."""
-    import timm
-    from safetensors.torch import save_file
-
-    save_file(timm.create_model("test_vit", img_size=160).state_dict(), tmp_path / "backbone.safetensors")
-    toys = {"DATA": str(toy_images), "MODEL": "test_vit", "BACKBONE": "backbone.safetensors", "SIZES": "112,128"}
-    environment = os.environ | toys | {"PYTHONPATH": str(ROOT)}
-    line = [command for command in PYTHON if "$DATA" in command]
-    assert len(line) >= 5
-    for command in line:
-        script = command.replace("python", sys.executable, 1)
-        done = subprocess.run(
-            ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, (command, done.stdout, done.stderr)
-    bundle = load_bundle(tmp_path / "models" / "zoo" / "my-model")
-    assert bundle.manifest.sizes_px == (112, 128)  # a size above the model's own is served, and isn't the full one
-    assert (bundle.manifest.full.file, bundle.manifest.graph(128).file) == ("model.onnx", "model-128.onnx")
-    assert json.loads((bundle.path / "parity.json").read_text())["anysize.onnx, 128 px"]["holds"]
-
-
 @pytest.mark.parametrize("command", [command for command in PYTHON if "$DATA" not in command])
 def test_other_python_commands_have_options_that_exist(command: str) -> None:
     """Long ones on the real bundle: their module must at least know every option that the README names."""

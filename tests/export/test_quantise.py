@@ -175,7 +175,8 @@ def test_both_precisions_are_compared_on_the_same_images(
     assert precision.main(command) == 0
     found = json.loads(out.read_text())
     rows = {(row["size_px"], row["threshold"], row["sure"]): row for row in found["rows"]}
-    assert set(rows) >= {(64, 0, 0), (32, 0, 0), (32, 0, precision.SURE), (64, precision.SKIPPING, 0)}
+    assert set(rows) >= {(64, 0, 0), (32, 0, 0), (32, 0, precision.SURE), (32, precision.SKIPPING, 0)}
+    assert {(64, threshold, 0) for threshold in precision.FEW_TO_MOST} <= set(rows)
     for row in found["rows"]:
         assert abs(row["top1"] - row["float32_top1"]) <= 1 - row["same_top1"] + 1e-9
         assert row["same_decisions"] > 0.8 or row["sure"]

@@ -77,5 +77,9 @@ async def send(
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     head = f"{method} {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
     writer.write(head.encode() + body)
-    await writer.drain()
+    try:
+        await writer.drain()
+    except ConnectionError:
+        writer.close()
+        raise
     return reader, writer

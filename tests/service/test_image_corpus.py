@@ -94,8 +94,9 @@ def test_a_header_that_promises_too_much_is_refused_before_anything_is_decoded(k
 
 
 def test_bombs_cost_no_memory() -> None:
+    made = bombs()  # which takes the memory that is looked for
     before = rss_bytes()
-    for name, data in bombs().items():
+    for name, data in made.items():
         assert len(data) < 1 << 20
         assert outcome(data) in (200, 413, 422), name
     assert rss_bytes() - before < GROWTH_LIMIT_BYTES

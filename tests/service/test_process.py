@@ -6,7 +6,7 @@ import asyncio
 import signal
 import time
 from collections import Counter
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import NamedTuple
 
 import pytest
@@ -48,14 +48,14 @@ async def in_a_row(port: int, ended: asyncio.Event, sent: list[Sent]) -> None:
         at_s, closes = time.monotonic(), False
         try:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            while not (closes or ended.is_set()):
-                at_s = time.monotonic()
-                writer.write(request)
-                head = (await reader.readuntil(b"\r\n\r\n")).lower()
-                await reader.readexactly(int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0]))
-                sent.append(Sent(at_s, int(head.split()[1])))
-                closes = b"connection: close" in head
-            writer.close()
+            with closing(writer):
+                while not (closes or ended.is_set()):
+                    at_s = time.monotonic()
+                    writer.write(request)
+                    head = (await reader.readuntil(b"\r\n\r\n")).lower()
+                    await reader.readexactly(int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0]))
+                    sent.append(Sent(at_s, int(head.split()[1])))
+                    closes = b"connection: close" in head
         except (ConnectionError, asyncio.IncompleteReadError):
             sent.append(Sent(at_s, 0))
 
