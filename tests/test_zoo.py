@@ -70,7 +70,8 @@ def test_int8_costs_what_the_manifest_says(bundle: Bundle, engine: OnnxEngine) -
     assert {(one.size_px, one.threshold, one.sure) for one in bundle.manifest.presets.values()} <= set(points)
     for point in points.values():
         assert point.top1 >= point.float32_top1 - 0.01
-        assert point.same_top1 >= 0.96
+        smaller_and_skipping = point.threshold > 0 and point.size_px < bundle.manifest.full.size_px
+        assert point.same_top1 >= (0.95 if smaller_and_skipping else 0.96)
     int8 = OnnxEngine(bundle, threads=2, precision="int8")
     for size_px in bundle.manifest.sizes_px:
         images = samples(size_px)
