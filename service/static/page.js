@@ -63,6 +63,7 @@ function fail(error, name = "") {
 async function open(source, name) {
   retry = () => open(source, name);
   survey.abort();
+  clearTimeout(settled);
   say("name", `opening ${words(name)}`);
   try {
     const image = { ...(await prepare(source instanceof Blob ? source : await api.getBlob(source))), name };
@@ -179,6 +180,7 @@ async function findOut() {
     showSweep();
     document.body.dataset.surveyed = `${image.name} ${mode} ${state.value[mode]} ${state.size[mode]}`;
   } catch (error) {
+    if (signal.aborted) return;
     if ([429, 503, 504].includes(error.status)) view.showTimes(undefined);
     else fail(error, image.name);
   }

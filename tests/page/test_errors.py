@@ -151,6 +151,25 @@ async def test_an_answer_that_is_no_problem_document_is_said_too(page: Page, ser
     await expect(page.get_by_role("alert")).to_contain_text("ray: The service answered 502")
 
 
+async def test_what_the_page_finds_out_by_itself_ends_with_its_image(page: Page, service: str) -> None:
+    """Else a late failure of the image before is taken for the new one's."""
+    await page.clock.install()
+    await visit(page, service)
+    asked = list[str]()
+
+    async def refuse(route: Route) -> None:
+        asked.append(route.request.url)
+        await route.fulfill(status=502, body="<html>Bad Gateway</html>")
+
+    await page.route("**/v1/classify*", refuse)
+    await page.get_by_role("button", name="ray").click()
+    await expect(page.get_by_role("alert")).to_contain_text("ray: The service answered 502")
+    del asked[:]
+    await page.clock.run_for(10_000)
+    await expect(page.get_by_role("alert")).to_contain_text("ray: The service answered 502")
+    assert not asked
+
+
 async def test_metrics_kept_elsewhere_are_said_to_be_and_the_rest_works(page: Page, service: str) -> None:
     await page.route("**/metrics", lambda route: route.fulfill(status=404, body="{}"))
     await visit(page, service)
