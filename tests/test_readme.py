@@ -276,6 +276,36 @@ def test_what_is_said_of_balanced_beside_others_is_what_was_measured() -> None:
     assert [int(each) for each in said.groups()] == [round(each) for each in found]
 
 
+def test_what_is_said_at_equal_accuracy_is_what_was_measured() -> None:
+    bench = json.loads((ZOO / "benchmark.json").read_text())
+    rows = {
+        row["setting"]: row
+        for row in bench["equal_accuracy"]
+        if (row["precision"], row["batch_size"]) == ("float32", 32)
+    }
+    twice, larger, gated = (
+        rows[name] for name in ("two looks from 70 px", "two looks from 84 px to 126 px", "112 px at threshold 0.25")
+    )
+    for words, found in (
+        (
+            r"At ([\d.]+) % top-1 two looks answer (\d+) images a second, the same checkpoint at a smaller input "
+            r"(\d+), token merging (\d+); at ([\d.]+) % (\d+) against (\d+);",
+            (
+                *(100 * twice["accuracy"], twice["images_s"], twice["rivals"]["dense"], twice["rivals"]["merging"]),
+                *(100 * larger["accuracy"], larger["images_s"], larger["rivals"]["dense"]),
+            ),
+        ),
+        (
+            r"answers (\d+) images a second, where a smaller input as accurate answers (\d+)",
+            (gated["images_s"], gated["rivals"]["dense"]),
+        ),
+    ):
+        said = re.search(words, BENCHMARK_LINE)
+        assert said
+        for text, value in zip(said.groups(), found, strict=True):
+            assert float(text) == pytest.approx(value, abs=0.051 if "." in text else 0.51)
+
+
 def test_what_is_said_of_a_dense_model_for_one_size_and_of_the_images_timed_is_what_was_measured() -> None:
     bench, results, evaluation = (
         json.loads((ZOO / f"{name}.json").read_text()) for name in ("benchmark", "results", "evaluation")

@@ -13,11 +13,12 @@ import tritonclient.http
 from numpy.typing import NDArray
 from starlette.testclient import TestClient
 
+from service.budget import solve
 from service.errors import Overloaded
 from service.rpc.messages import MESSAGES
 from service.settings import Settings
 from service.tensors import led_by_length
-from tests.fakes import CLASSES, FakeEngine
+from tests.fakes import CLASSES, FakeEngine, fake_manifest
 from tests.images import encode, gradient, plain
 from tests.service.live import ask, live_server
 from tests.service.test_live import held, metric
@@ -232,10 +233,12 @@ def rpc_request(*images: bytes, typed: bool, **parameters: Any) -> Any:
 async def test_raw_and_typed_ones_are_the_same_over_grpc(typed: bool) -> None:
     async with rpc_server(FakeEngine()) as live, channel(live) as open_channel:
         infer = rpc(open_channel, "ModelInfer")
-        for spent in ({"compute": 0.5}, {"compute": "0.5"}, {"size": 14, "threshold": "0", "sure": "0.96"}):
+        bought = [solve(fake_manifest(), 0.5).size_px] * 2
+        twice: dict[str, Any] = {"size": 14, "threshold": "0", "sure": "0.96"}
+        for spent, sizes_px in (({"compute": 0.5}, bought), ({"compute": "0.5"}, bought), (twice, [28, 14])):
             found = rpc_outputs(await infer(rpc_request(DOUBTFUL, CERTAIN, typed=typed, **spent)))
             assert found["logits"].argmax(axis=1).tolist() == [3, 3]
-            assert found["size_px"].tolist() == ([28, 14] if "sure" in spent else found["size_px"].tolist())
+            assert found["size_px"].tolist() == sizes_px
         error = await failure(infer(rpc_request(b"nothing", typed=typed)))
         assert error.code().name == "INVALID_ARGUMENT"
         assert "JPEG, PNG or WebP" in (error.details() or "")
