@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
 from service.artifact import Bundle
+from service.body import BodyBudget
 from service.cpu import usable_cpus
 from service.decode_pool import DecodePool
 from service.engine import Engine
@@ -61,7 +62,7 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[State]:
         decoders = _decode_pool(settings)
         served = Repository(settings, default_name, metrics, decoders, load)
-        serving = Serving(settings, served, decoders, metrics, lifecycle)
+        serving = Serving(settings, served, decoders, metrics, lifecycle, BodyBudget(settings.max_request_bytes))
         await served.open(bundle, engine)
         serving.watch()
         lifecycle.abandon = serving.abandon

@@ -6,29 +6,79 @@ sniffing: `curl --data-binary` calls a PNG a form, and phones call a WebP a JPEG
 
 from __future__ import annotations
 
+import asyncio
 import zlib
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING, NamedTuple
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
-from service.errors import BadParameter, BadRequest, TooLarge, UnsupportedImageType
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
+
+from service.errors import BadParameter, BadRequest, Overloaded, TooLarge, UnsupportedImageType
 
 IMAGE_TYPES = ("image/jpeg", "image/png", "image/webp")
 MULTIPART = "multipart/form-data"
 # Said by clients that don't know what they send; the bytes decide.
 _UNKNOWING_TYPES = ("", "application/octet-stream", "application/x-www-form-urlencoded", "image/jpg", "image/*")
 _PART = "image"
+_BODIES = 8  # of full length, that may be held at once
+_FREE_BYTES = 256 * 1024  # of each body, that don't count towards what all may hold: a small image always has room
+_INFLATED_AT_ONCE = 256 * 1024  # bytes, about a millisecond's work, before others get their turn
+
+
+class BodyBudget:
+    """Memory for the bodies of all requests together, from their first bytes to their answers.
+
+    Each has a limit, and connections have one; their product is more memory than there is.
+    """
+
+    def __init__(self, max_request_bytes: int) -> None:
+        """`max_request_bytes`: of one body."""
+        self._max_bytes = _BODIES * max_request_bytes
+        self.held_bytes = 0
+
+    def share(self) -> BodyShare:
+        """A request's, empty as yet."""
+        return BodyShare(self)
+
+    def take(self, size_bytes: int) -> None:
+        """Hold more; Overloaded if there is no room."""
+        if self.held_bytes + size_bytes > self._max_bytes:
+            raise Overloaded(f"requests of {self.held_bytes >> 20} MiB are being received already", retry_after_s=1.0)
+        self.held_bytes += size_bytes
+
+
+class BodyShare:
+    """What one request holds of a budget."""
+
+    def __init__(self, budget: BodyBudget) -> None:
+        self._budget = budget
+        self._free_bytes, self._held_bytes = _FREE_BYTES, 0
+
+    def grow(self, size_bytes: int) -> None:
+        """Hold more; Overloaded if there is no room."""
+        free = min(self._free_bytes, size_bytes)
+        self._budget.take(size_bytes - free)
+        self._free_bytes -= free
+        self._held_bytes += size_bytes - free
+
+    def release(self) -> None:
+        """Hold nothing any more."""
+        self._budget.held_bytes -= self._held_bytes
+        self._held_bytes = 0
 
 
 class BodyLimits(NamedTuple):
-    """What one body may hold."""
+    """What one body may hold, and all together."""
 
     max_image_bytes: int
     max_request_bytes: int
     max_images: int
+    budget: BodyBudget
 
 
 async def read_images(request: Request, limits: BodyLimits) -> list[bytes]:
@@ -37,6 +87,7 @@ async def read_images(request: Request, limits: BodyLimits) -> list[bytes]:
     Raises:
         UnsupportedImageType: the content type is neither an image type we take nor multipart.
         TooLarge: more bytes or images than the limits.
+        Overloaded: the bodies of other requests leave no room.
         BadRequest: malformed multipart, or no image in it.
         BadParameter: a part with another name than `image`.
         ClientDisconnect: the client left before the body was complete.
@@ -47,97 +98,126 @@ async def read_images(request: Request, limits: BodyLimits) -> list[bytes]:
     raw_type, options = parse_options_header(request.headers.get("content-type"))
     content_type = raw_type.decode("latin-1").lower()
     if content_type == MULTIPART:
-        parts = _Parts(options.get(b"boundary"), limits)
-        await _stream(request, limits.max_request_bytes, parts.feed)
+        parts = _Parts(limits)
+        parser = _parser(options.get(b"boundary"), parts)
+        await _stream(request, limits.max_request_bytes, limits.budget, parser)
         return parts.finish()
     if content_type not in (*IMAGE_TYPES, *_UNKNOWING_TYPES):
         raise UnsupportedImageType(
             f"content-type: {content_type!r} isn't one of {', '.join((*IMAGE_TYPES, MULTIPART))}"
         )
     body = bytearray()
-    await _stream(request, limits.max_image_bytes, body.extend)
+    await _stream(request, limits.max_image_bytes, limits.budget, body.extend)
     return [bytes(body)]
 
 
-async def read_body(request: Request, max_bytes: int) -> bytes:
+async def read_body(request: Request, max_bytes: int, budget: BodyBudget) -> bytes:
     """The whole body of a request, inflated if it's compressed with gzip or deflate.
 
     Raises:
         TooLarge: more than `max_bytes`, compressed or inflated.
+        Overloaded: the bodies of other requests leave no room.
         BadRequest: another content encoding, or compressed data that are broken or cut short.
         ClientDisconnect: the client left before the body was complete.
     """
     body = bytearray()
     encoding = request.headers.get("content-encoding", "identity").lower()
     if encoding == "identity":
-        await _stream(request, max_bytes, body.extend)
+        await _stream(request, max_bytes, budget, body.extend)
         return bytes(body)
     if encoding not in ("gzip", "deflate"):
         raise BadRequest(f"content-encoding: {encoding[:40]!r} isn't taken, only gzip and deflate")
-    inflater = zlib.decompressobj(wbits=32 + zlib.MAX_WBITS)  # tells gzip's header from zlib's by itself
-
-    def inflate(chunk: bytes) -> None:
-        try:
-            body.extend(inflater.decompress(chunk, max_bytes + 1 - len(body)))
-        except zlib.error:
-            raise BadRequest(f"the body isn't {encoding} data, as content-encoding says") from None
-        if len(body) > max_bytes:
+    share = await _stream(request, max_bytes, budget, body.extend)
+    inflated = bytearray()
+    async for piece in _inflate(body, encoding):
+        share.grow(len(piece))
+        inflated.extend(piece)
+        if len(inflated) > max_bytes:
             raise TooLarge(f"the body inflates to more than {max_bytes} bytes, the limit")
-        if inflater.unused_data:
-            raise BadRequest(f"bytes follow the end of the body's {encoding} data")
+    return bytes(inflated)
 
-    await _stream(request, max_bytes, inflate)
+
+async def _inflate(body: bytearray, encoding: str) -> AsyncIterator[bytes]:
+    """The body's content in pieces, between which others get their turn: few bytes may be much work."""
+    inflater = zlib.decompressobj(wbits=32 + zlib.MAX_WBITS)  # tells gzip's header from zlib's by itself
+    for start in range(0, len(body), _INFLATED_AT_ONCE):
+        rest: bytes | memoryview = memoryview(body)[start : start + _INFLATED_AT_ONCE]
+        while rest:
+            try:
+                yield inflater.decompress(rest, _INFLATED_AT_ONCE)
+            except zlib.error:
+                raise BadRequest(f"the body isn't {encoding} data, as content-encoding says") from None
+            if inflater.unused_data:
+                raise BadRequest(f"bytes follow the end of the body's {encoding} data")
+            rest = inflater.unconsumed_tail
+            await asyncio.sleep(0)
     if not inflater.eof:
         raise BadRequest(f"the body's {encoding} data are cut short")
-    return bytes(body)
 
 
-async def _stream(request: Request, max_bytes: int, feed: Callable[[bytes], None]) -> None:
-    """Pass the body on in chunks; TooLarge as soon as it's known to exceed the limit."""
+async def _stream(request: Request, max_bytes: int, budget: BodyBudget, feed: Callable[[bytes], None]) -> BodyShare:
+    """Pass the body on in chunks; TooLarge as soon as it's known to exceed the limit.
+
+    Returns what the request holds of the budget, until it ends.
+    """
     declared = request.headers.get("content-length", "0")
     if declared.isdecimal() and int(declared) > max_bytes:
         raise TooLarge(f"the body has {declared} bytes; the limit is {max_bytes}")
+    share = budget.share()
+    request.state.held.callback(share.release)
     received = 0
     async for chunk in request.stream():
         received += len(chunk)
         if received > max_bytes:
             raise TooLarge(f"the body has more than {max_bytes} bytes, the limit")
+        share.grow(len(chunk))
         feed(chunk)
+    return share
+
+
+def _parser(boundary: bytes | None, parts: _Parts) -> Callable[[bytes], None]:
+    """What takes a multipart body in chunks and collects it in `parts`.
+
+    Which doesn't know it: in a ring of both the bytes would stay until Python looks for rings, hundreds of requests
+    later.
+    """
+    if not boundary:
+        raise BadRequest("content-type: multipart/form-data has no boundary")
+    try:
+        parser = MultipartParser(boundary, parts.callbacks())
+    except FormParserError as error:
+        raise BadRequest(f"malformed multipart body: {error}") from error
+
+    def feed(chunk: bytes) -> None:
+        try:
+            parser.write(chunk)
+        except FormParserError as error:
+            raise BadRequest(f"malformed multipart body: {error}") from error
+
+    return feed
 
 
 class _Parts:
     """Collects the parts of a multipart body in memory; the body's own limit bounds it."""
 
-    def __init__(self, boundary: bytes | None, limits: BodyLimits) -> None:
-        if not boundary:
-            raise BadRequest("content-type: multipart/form-data has no boundary")
+    def __init__(self, limits: BodyLimits) -> None:
         self._limits = limits
         self._images: list[bytearray] = []
         self._ended = False
         self._header = [bytearray(), bytearray()]  # name and value of the header being read
         self._disposition = b""
-        try:
-            self._parser = MultipartParser(
-                boundary,
-                {
-                    "on_part_begin": self._on_part_begin,
-                    "on_header_field": lambda data, start, end: self._header[0].extend(data[start:end]),
-                    "on_header_value": lambda data, start, end: self._header[1].extend(data[start:end]),
-                    "on_header_end": self._on_header_end,
-                    "on_headers_finished": self._on_headers_finished,
-                    "on_part_data": self._on_part_data,
-                    "on_end": self._on_end,
-                },
-            )
-        except FormParserError as error:
-            raise BadRequest(f"malformed multipart body: {error}") from error
 
-    def feed(self, chunk: bytes) -> None:
-        """Take the next bytes of the body."""
-        try:
-            self._parser.write(chunk)
-        except FormParserError as error:
-            raise BadRequest(f"malformed multipart body: {error}") from error
+    def callbacks(self) -> MultipartCallbacks:
+        """What a parser calls."""
+        return {
+            "on_part_begin": self._on_part_begin,
+            "on_header_field": lambda data, start, end: self._header[0].extend(data[start:end]),
+            "on_header_value": lambda data, start, end: self._header[1].extend(data[start:end]),
+            "on_header_end": self._on_header_end,
+            "on_headers_finished": self._on_headers_finished,
+            "on_part_data": self._on_part_data,
+            "on_end": self._on_end,
+        }
 
     def finish(self) -> list[bytes]:
         """The images, once the body is complete."""

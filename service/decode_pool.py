@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import TypeVar
 
 import numpy as np
@@ -55,19 +56,32 @@ class DecodePool:
             try:
                 return read(data, self._limits, size_px, interpolation)
             except ServiceError as error:
-                raise error if len(images) == 1 else type(error)(f"image {index}: {error}") from error
+                if len(images) == 1:
+                    raise
+                raise type(error)(f"image {index}: {error}") from error
 
         if len(images) == 1 and is_tiny(images[0]):
             return [job(0, images[0])]
-        loop = asyncio.get_running_loop()
-        jobs = [loop.run_in_executor(self._pool, job, index, data) for index, data in enumerate(images)]
+        jobs = [self._pool.submit(job, index, data) for index, data in enumerate(images)]
         self._pending += len(jobs)
         try:
-            return await asyncio.gather(*jobs)
+            return await asyncio.gather(*map(asyncio.wrap_future, jobs))
         finally:
-            self._pending -= len(jobs)
-            for waiting in jobs:
-                waiting.cancel()  # takes back what no thread has begun
+            for submitted in jobs:
+                self._release(submitted)
+
+    def _release(self, job: Future[NDArray[np.uint8]]) -> None:
+        """Take back what no thread has begun; what one has, counts until it ends: nobody can take that back."""
+        if job.done() or job.cancel():
+            self._pending -= 1
+            return
+        loop = asyncio.get_running_loop()
+
+        def on_end(job: Future[NDArray[np.uint8]]) -> None:
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(self._release, job)
+
+        job.add_done_callback(on_end)
 
     async def decode_one(
         self, image: bytes, size_px: int, interpolation: Interpolation = "bicubic"

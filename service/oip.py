@@ -17,7 +17,16 @@ from service.errors import BadRequest, TooLarge
 from service.oip_schemas import ModelConfiguration, ModelMetadata, TensorConfiguration, TensorMetadata
 from service.schemas import SpendQuery
 from service.settings import EngineName
-from service.tensors import BYTES, InferenceRequest, InputTensor, Parameters, RequestedOutput, Tensor, read_tensors
+from service.tensors import (
+    BINARY_DATA,
+    BYTES,
+    InferenceRequest,
+    InputTensor,
+    Parameters,
+    RequestedOutput,
+    Tensor,
+    read_tensors,
+)
 
 Flag = TypeVar("Flag", bool, None)
 
@@ -243,7 +252,7 @@ def _outputs(
         for name in _UNSUPPORTED:
             if name in output.parameters:
                 raise BadRequest(f"{output.name}: the parameter {name!r} isn't supported")
-    chosen = tuple((output.name, _flag(output.parameters, "binary_data", default=everything)) for output in requested)
+    chosen = tuple((output.name, _flag(output.parameters, BINARY_DATA, default=everything)) for output in requested)
     return chosen or tuple((name, everything) for name in default)
 
 

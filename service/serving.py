@@ -9,7 +9,7 @@ from typing import Annotated, TypedDict
 
 from fastapi import Depends, Request
 
-from service.body import BodyLimits
+from service.body import BodyBudget, BodyLimits
 from service.decode_pool import DecodePool
 from service.errors import NotReady, UnknownModel
 from service.lifecycle import Lifecycle
@@ -28,6 +28,7 @@ class Serving:
     decoders: DecodePool
     metrics: Metrics
     lifecycle: Lifecycle
+    bodies: BodyBudget
     now: Callable[[], float] = time.monotonic  # the clock of deadlines and durations
 
     @property
@@ -71,6 +72,7 @@ class Serving:
             max_image_bytes=self.settings.max_image_bytes,
             max_request_bytes=self.settings.max_request_bytes,
             max_images=min(self.settings.max_images_per_request, self.settings.max_pending_images),
+            budget=self.bodies,
         )
 
     def model(self, name: str | None = None) -> ServedModel:

@@ -37,9 +37,9 @@ class _Asked(BaseModel):
     parameters: dict[str, Any] = {}
 
 
-async def asked(request: Request) -> _Asked:
+async def asked(request: Request, serving: ServingDep) -> _Asked:
     """The body, which all three calls may leave out."""
-    body = await read_body(request, _MAX_BODY_BYTES)
+    body = await read_body(request, _MAX_BODY_BYTES, serving.bodies)
     try:
         return _Asked.model_validate_json(body or b"{}")
     except ValidationError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from functools import partial
+from math import ceil
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -14,10 +15,10 @@ from starlette.requests import ClientDisconnect
 from service.account import make_account
 from service.artifact import Manifest
 from service.batch import Answer
-from service.body import read_body
+from service.body import BodyLimits, read_body
 from service.budget import Choice, choose
 from service.classification import answer_images, record_answered
-from service.errors import DeadlinePassed, NotReady
+from service.errors import DeadlinePassed, NotReady, TooLarge
 from service.exchange import (
     CLIENT_LEFT,
     Measured,
@@ -213,6 +214,7 @@ def _plan(serving: Serving, model: ServedModel, asked: Asked, deadline: float) -
     if wanted is None:
         choice = choose(model.manifest, size_px=asked.size_px, default_preset=preset)
         wanted = [choice.threshold] * len(asked.images)
+    macs = sum(model.cost.macs(asked.size_px, threshold) for threshold in wanted)
     plans = {
         threshold: model.planner.plan(
             Choice(asked.size_px, threshold),
@@ -220,7 +222,7 @@ def _plan(serving: Serving, model: ServedModel, asked: Asked, deadline: float) -
             by_load=asked.thresholds is None if asked.degrade is None else asked.degrade,
             by_deadline=asked.degrade is True,
             deadline=deadline,
-            images=len(wanted),
+            images=ceil(macs / model.cost.macs(asked.size_px, threshold)),  # that are as much work as these
             size_px=asked.size_px,
         )
         for threshold in set(wanted)
@@ -233,20 +235,30 @@ async def _receive(
 ) -> _Received:
     """Read the body and its tensors; also how long the latter took."""
     limits = serving.body_limits
+    most = max_json_bytes(manifest, limits.max_images)
 
     def parse(body: bytes) -> tuple[str | None, Asked | AskedEncoded]:
-        most = max_json_bytes(manifest, limits.max_images)
         document, binary = split_body(body, json_bytes, max_json_bytes=most)
         return document.id, understand(manifest, document, binary, max_images=limits.max_images)
 
     try:
         async with asyncio.timeout_at(deadline):  # the loop's clock is `time.monotonic`, as the deadline's is
-            body = await read_body(request, limits.max_request_bytes)
+            body = await _read(request, limits, None if json_bytes else most)
             started_s = serving.now()
             request_id, asked = await serving.decoders.run(partial(parse, body))
             return _Received(request_id, asked, serving.now() - started_s)
     except TimeoutError:
         raise DeadlinePassed("the deadline passed before the tensors were received and parsed") from None
+
+
+async def _read(request: Request, limits: BodyLimits, max_json_bytes: int | None) -> bytes:
+    """The body; `max_json_bytes`: of one that is JSON and nothing else."""
+    if max_json_bytes is None or max_json_bytes >= limits.max_request_bytes:
+        return await read_body(request, limits.max_request_bytes, limits.budget)
+    try:
+        return await read_body(request, max_json_bytes, limits.budget)
+    except TooLarge as error:
+        raise TooLarge(f"{error} (for JSON; send tensors as binary data)") from None
 
 
 def _respond(manifest: Manifest, received: _Received, answered: _Answered) -> Response:

@@ -11,7 +11,7 @@ from service.errors import BadRequest
 from service.oip import MAX_TIMEOUT_US
 from service.rpc.gateway import Reply
 from service.rpc.messages import MESSAGES, chosen
-from service.tensors import BINARY_DATA_SIZE, BYTES, DATATYPES, JSON_LENGTH, LENGTH_BYTES, led_by_length
+from service.tensors import BINARY_DATA, BINARY_DATA_SIZE, BYTES, DATATYPES, JSON_LENGTH, LENGTH_BYTES, led_by_length
 
 # What the model's inputs are; others are refused.
 _CONTENTS = {"UINT8": "uint_contents", "FP32": "fp32_contents", BYTES: "bytes_contents"}
@@ -46,7 +46,10 @@ def write_head(request: Any, time_left_s: float | None) -> bytes:
             for index, tensor in enumerate(request.inputs)
         ],
         "outputs": [
-            {"name": output.name, "parameters": {name: chosen(value) for name, value in output.parameters.items()}}
+            {
+                "name": output.name,
+                "parameters": {name: chosen(value) for name, value in output.parameters.items() if name != BINARY_DATA},
+            }
             for output in request.outputs
         ],
     }

@@ -175,7 +175,7 @@ def test_a_header_that_doesnt_fit_the_body_is_refused(length: str) -> None:
         (b"", "Invalid JSON"),
         (b"\xff", "Invalid JSON"),
         (b"[" * 100_000, "Invalid JSON"),
-        (b'{"inputs": [' + b"[" * 100_000, "Invalid JSON"),
+        (b'{"inputs": [' + b"[" * 99_998, "Invalid JSON"),
         (b"[]", "body"),
         (b"{}", "inputs: Field required"),
         (b'{"inputs": []}', "inputs: List should have at least 1"),

@@ -371,7 +371,7 @@ def test_too_many_bytes_or_images_are_413(client: TestClient, engine: FakeEngine
     assert client.post(URL, content=iter([bytes(200_000)] * 2)).status_code == 413  # no content-length
     response = client.post(URL, content=b" " * 200_000)
     assert response.status_code == 413
-    assert "bytes of JSON are more than" in response.json()["error"]
+    assert "limit is 140800 (for JSON; send tensors as binary data)" in response.json()["error"]
     assert engine.batches == [[1, 2, 3, 0]]
 
 
