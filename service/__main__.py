@@ -27,6 +27,7 @@ from service.api_keys import load_api_keys
 from service.errors import ServiceError, SettingsError
 from service.lifecycle import EXIT_OK, EXIT_USAGE
 from service.options import ONE_PROCESS, check_names, make_parser, read_options
+from service.ports import check_ports
 from service.served_model import open_model
 from service.settings import Settings, explain_settings_error
 
@@ -62,6 +63,7 @@ def _serve(settings: Settings) -> int:
     sys.setswitchinterval(_SWITCH_S)
     with heap.settling():
         load_api_keys(settings)  # wrong ones are told of before the model takes its seconds
+        check_ports(settings)
         with _ending_on_sigterm(), ThreadPoolExecutor(1, "load") as aside:
             opening = aside.submit(open_model, settings, settings.default_model)
             # Here and not above: they bring the web framework, whose import takes the interpreter as long as loading

@@ -40,11 +40,18 @@ Flight = tuple[Choice, asyncio.Future[Computed]]
 class AnswerCache:
     """Bounded in bytes; every method belongs to the event loop."""
 
-    def __init__(self, manifest: Manifest, max_bytes: int, on_find: Callable[[Found, int], None]) -> None:
-        """`on_find` is told what was found for an image, and the bytes held."""
+    def __init__(
+        self,
+        manifest: Manifest,
+        max_bytes: int,
+        *,
+        on_find: Callable[[Found], None],
+        on_store: Callable[[int], None],
+    ) -> None:
+        """`on_find` is told what was found for an image, `on_store` the bytes held after one was stored."""
         self._manifest = manifest
         self._max_bytes = max_bytes
-        self._on_find = on_find
+        self._on_find, self._on_store = on_find, on_store
         self._answers: OrderedDict[bytes, Computed] = OrderedDict()
         self._flights: dict[bytes, Flight] = {}
         self._bytes = 0
@@ -71,7 +78,7 @@ class AnswerCache:
                 if known is not None and dominates(self._manifest, known.choice, choice):
                     self._answers.move_to_end(digest)
                     found[digest] = known
-                    self._on_find("hit", self._bytes)
+                    self._on_find("hit")
                 elif flight is not None and dominates(self._manifest, flight[0], choice):
                     waiting.append((digest, flight))
                 else:
@@ -81,7 +88,7 @@ class AnswerCache:
             for digest, (_, flying) in waiting:
                 try:
                     found[digest] = await asyncio.shield(flying)
-                    self._on_find("coalesced", self._bytes)
+                    self._on_find("coalesced")
                 except Gone:
                     continue  # the next round has it computed
         return [found[digest] for digest in digests]
@@ -97,7 +104,7 @@ class AnswerCache:
         flights: dict[bytes, Flight] = {digest: (choice, loop.create_future()) for digest in digests}
         self._flights.update(flights)
         for _ in digests:
-            self._on_find("miss", self._bytes)
+            self._on_find("miss")
         try:
             answers = await compute(images)
             computed = {digest: Computed(choice, answer) for digest, answer in zip(digests, answers, strict=True)}
@@ -125,6 +132,7 @@ class AnswerCache:
         self._bytes += _size_bytes(owned)
         while self._bytes > self._max_bytes:
             self._forget(next(iter(self._answers)))
+        self._on_store(self._bytes)
 
     def _forget(self, digest: bytes) -> None:
         self._bytes -= _size_bytes(self._answers.pop(digest).answer)

@@ -9,7 +9,9 @@ get 503, but for the probes: a crowded process isn't a dead one. It knows no rou
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import ClassVar
+from weakref import WeakMethod
 
 import httptools
 from starlette.types import Receive, Scope, Send
@@ -21,6 +23,7 @@ from service.settings import Settings
 _PROBES = ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready")
 _MAX_PIPELINED = 32  # requests that came with one that isn't answered; the parser takes all that a packet holds at once
 _HARD_LIMIT_RATIO = 2  # so many times the limit, and a connection isn't even read from
+_LINGER_S = 1.0  # without a byte from a client that was answered before it had sent all
 
 
 class Connection(HttpToolsProtocol):
@@ -34,6 +37,8 @@ class Connection(HttpToolsProtocol):
     _owed: tuple[str, object] | None = None
     _deadline: asyncio.TimerHandle | None = None
     _stuck: asyncio.TimerHandle | None = None
+    _lingering: asyncio.TimerHandle | None = None
+    _linger_until_s = 0.0
 
     @classmethod
     def limited(cls, settings: Settings) -> type[Connection]:
@@ -52,6 +57,9 @@ class Connection(HttpToolsProtocol):
         self._watch()
 
     def data_received(self, data: bytes) -> None:
+        if self._lingering is not None:
+            self._linger()
+            return
         self._unset_keepalive_if_required()
         self._bytes_kept += len(data)
         limit = self.settings.max_header_bytes
@@ -91,31 +99,34 @@ class Connection(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        if self._is_offer:
+        if self.parser.get_method() == b"CONNECT":  # after which the parser takes everything for another protocol
+            raise ValueError("CONNECT is for proxies, which this isn't")
+        if self.parser.should_upgrade():
             return
         if self.parser.get_http_version() == "1.1" and [name for name, _ in self.headers].count(b"host") != 1:
             raise ValueError("a request of HTTP/1.1 has one Host header")
         super().on_headers_complete()
         self._arriving, self._bytes_kept = "body", 0
         if self.scope["method"] != "HEAD":
-            self.cycle.transport = _Joining(self.transport)
+            self.cycle.transport = _Joining(self.transport, WeakMethod(self._close))  # strong, they would be a ring
 
     def on_body(self, body: bytes) -> None:
         self._bytes_kept = 0
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        if self._is_offer:
+        if self.parser.should_upgrade():
             return
         self._arriving, self._bytes_kept = None, 0
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        super().on_response_complete()
+        if self._lingering is None:  # else it was the last one
+            super().on_response_complete()
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        for timer in (self._deadline, self._stuck):
+        for timer in (self._deadline, self._stuck, self._lingering):
             if timer is not None:
                 timer.cancel()
         super().connection_lost(exc)
@@ -128,10 +139,6 @@ class Connection(HttpToolsProtocol):
         super().resume_writing()
         if self._stuck is not None:
             self._stuck.cancel()
-
-    @property
-    def _is_offer(self) -> bool:
-        return self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
 
     @property
     def _is_idle(self) -> bool:
@@ -150,7 +157,7 @@ class Connection(HttpToolsProtocol):
             self._deadline = self.loop.call_later(self.settings.client_timeout_s, self._give_up)
 
     def _what_is_owed(self) -> tuple[str, object] | None:
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self._lingering is not None:
             return None
         if self._arriving == "body":
             return "body", self.cycle
@@ -173,7 +180,7 @@ class Connection(HttpToolsProtocol):
 
     def _end(self, status: int, title: str, detail: str) -> None:
         """Answer without a route, unless a route has begun to, and close."""
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self._lingering is not None:
             return
         if self._arriving != "body" and self._is_answering:  # it came with an earlier request, whose answer is the last
             self.cycle.keep_alive = False
@@ -190,7 +197,26 @@ class Connection(HttpToolsProtocol):
         headers = [*response.raw_headers, (b"connection", b"close")]
         lines = b"".join(b"%b: %b\r\n" % header for header in headers)
         self.transport.write(STATUS_LINE[status] + lines + b"\r\n" + bytes(response.body))
-        self.transport.close()
+        self._close()
+
+    def _close(self) -> None:
+        """Close; where the client still sends, not before it had time to read the answer (RFC 9112, 9.6).
+
+        What comes after a socket is closed makes the system reset the connection, and the answer is lost.
+        """
+        if self._arriving is None or self.transport.is_closing():
+            self.transport.close()
+        elif self._lingering is None:
+            self.transport.write_eof()
+            self.flow.resume_reading()
+            self._linger_until_s = self.loop.time() + self.settings.client_timeout_s
+            self._linger()
+
+    def _linger(self) -> None:
+        if self._lingering is not None:
+            self._lingering.cancel()
+        until_s = min(self.loop.time() + _LINGER_S, self._linger_until_s)
+        self._lingering = self.loop.call_at(until_s, self.transport.close)
 
     def _close_an_idle_one(self) -> bool:
         for other in self.connections:
@@ -212,9 +238,10 @@ class Connection(HttpToolsProtocol):
 class _Joining(asyncio.Transport):
     """Sends an answer's header with the first of its body: one packet and one system call, uvicorn makes two."""
 
-    def __init__(self, transport: asyncio.Transport) -> None:
+    def __init__(self, transport: asyncio.Transport, close: WeakMethod[Callable[[], None]]) -> None:
         super().__init__()
         self._transport = transport
+        self._close = close  # of the connection, where it still is
         self._header: bytes | None = None  # empty: sent
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
@@ -229,7 +256,7 @@ class _Joining(asyncio.Transport):
     def close(self) -> None:
         if self._header:
             self._transport.write(self._header)
-        self._transport.close()
+        (self._close() or self._transport.close)()
 
     def is_closing(self) -> bool:
         return self._transport.is_closing()

@@ -25,6 +25,7 @@ _RELEASE = 0.25  # level a second while the delay is below half the target
 _MAX_ERROR = 4.0  # targets; a longer delay drives no harder
 _MAX_STEP_S = 0.25  # a pause between observations counts as no more than this while the delay is high
 _TIGHTEN, _LOOSEN = 0.2, 0.05  # of the highest level, with each verdict of the quality guard
+_LEAST_CEILING = 0.1  # at 0 nothing would be lowered, so nothing judged, and so it would stay for ever
 
 
 class Controller:
@@ -75,7 +76,7 @@ class Controller:
     def judge(self, agreement_is_fine: bool) -> None:
         """The quality guard's verdict: tighten the highest level, or loosen it again slowly."""
         change = _LOOSEN if agreement_is_fine else -_TIGHTEN
-        self._ceiling = min(max(self._ceiling + change, 0.0), 1.0)
+        self._ceiling = min(max(self._ceiling + change, _LEAST_CEILING), 1.0)
 
     def share(self, wanted: float, minimum: float) -> float:
         """The share of the dense time to spend on a request that wants `wanted` and may be lowered to `minimum`."""

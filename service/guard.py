@@ -70,6 +70,7 @@ class Guard:
         self._samples: deque[Sample] = deque(maxlen=_MAX_WAITING)
         self._arrived = asyncio.Event()
         self._agreed: deque[bool] = deque(maxlen=_WINDOW)
+        self._evidence: deque[bool] = deque(maxlen=_WINDOW)  # the same, since a verdict lowered less last
         self._judged = 0
         self._task: asyncio.Task[None] | None = None
 
@@ -114,11 +115,14 @@ class Guard:
 
     def _judge(self, agreed: bool) -> None:
         self._agreed.append(agreed)
+        self._evidence.append(agreed)
         self._judged += 1
         agreement = sum(self._agreed) / len(self._agreed)
         self._on_sample(agreed, agreement)
         if self._judged % _VERDICT_EVERY == 0:
-            fine = agreement >= self._min_agreement
+            share = sum(self._evidence) / len(self._evidence)
+            fine = share >= self._min_agreement
             if not fine:
-                logger.warning("only %.1f %% of sampled answers agree with full compute", 100 * agreement)
+                self._evidence.clear()  # one bad stretch is one reason, not one with every verdict until it's forgotten
+                logger.warning("only %.1f %% of sampled answers agree with full compute", 100 * share)
             self._on_verdict(fine)

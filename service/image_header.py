@@ -1,11 +1,15 @@
-"""Type and size of an encoded image from its first bytes, without a decoder. Pure.
+"""Type, size and make-up of an encoded image from its bytes, without a decoder. Pure.
 
 Some decoders allocate the canvas when they open a file, and Pillow's own limit is one global for the process; reading
-the header here lets each limit be checked first and without side effects.
+the header here lets each limit be checked first and without side effects. Decoders also spend time for each piece of a
+file, however small: a few hundred kilobytes of empty scans take a JPEG's decoder a quarter of a minute.
 """
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Iterator
 from typing import Literal
 
 Kind = Literal["JPEG", "PNG", "WEBP"]
@@ -13,7 +17,18 @@ Kind = Literal["JPEG", "PNG", "WEBP"]
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 # Start-of-frame markers: C4 (Huffman tables), C8 (reserved) and CC (arithmetic coding) are none.
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_JPEG_BARE = frozenset({0x01, *range(0xD0, 0xD9)})  # markers without a length
+_JPEG_LONG = frozenset({*range(0xC0, 0xD0), *range(0xDA, 0xF0), 0xFE}) - {0xC8}  # markers led by a length
+_JPEG_SCAN, _JPEG_END = 0xDA, 0xD9
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xff]")
+_JPEG_MARKER_IN_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # and not one that restarts the scan
+
+# More pieces than any honest file has: progressive JPEGs have some ten scans, PNGs a chunk for each 4 KB and more. A
+# scan may be empty and still costs a look at every block of the picture: a second for so many pixels, in all scans.
+MAX_JPEG_SCANS = 100
+MAX_JPEG_SCANNED_PIXELS = 1_000_000_000
+MAX_JPEG_SEGMENTS = 1000
+MAX_JPEG_STRAY_BYTES = 64 * 1024
+MAX_PNG_CHUNKS = 10_000
 
 
 def image_kind(data: bytes) -> Kind | None:
@@ -36,6 +51,13 @@ def image_size(data: bytes, kind: Kind) -> tuple[int, int] | None:
     return _jpeg_size(data)
 
 
+def excess(data: bytes, kind: Kind) -> str | None:
+    """What the image has more of than a decoder should be made to go through, with the limit; None if nothing."""
+    if kind == "PNG":
+        return _png_excess(data)
+    return _jpeg_excess(data) if kind == "JPEG" else None
+
+
 def _png_size(data: bytes) -> tuple[int, int] | None:
     if len(data) < 24 or data[12:16] != b"IHDR":
         return None
@@ -56,25 +78,62 @@ def _webp_size(data: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _jpeg_size(data: bytes) -> tuple[int, int] | None:
-    at = 2
-    while at + 4 <= len(data):
-        if data[at] != 0xFF:
-            at = data.find(b"\xff", at)  # decoders skip stray bytes between segments, so do we
-            if at < 0:
-                return None
-            continue
-        marker = data[at + 1]
-        if marker == 0xFF:  # fill byte
-            at += 1
-        elif marker in _JPEG_BARE or marker == 0x00:
-            at += 2
-        elif marker in _JPEG_FRAMES:
-            if at + 9 > len(data):
-                return None
-            return int.from_bytes(data[at + 7 : at + 9], "big"), int.from_bytes(data[at + 5 : at + 7], "big")
-        elif marker in (0xD9, 0xDA):  # end of image or start of scan before any frame
-            return None
-        else:
-            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+def _png_excess(data: bytes) -> str | None:
+    at, chunks = 8, 0
+    while at < len(data):
+        chunks += 1
+        if chunks > MAX_PNG_CHUNKS:
+            return f"more than {MAX_PNG_CHUNKS} chunks"
+        at += 12 + int.from_bytes(data[at : at + 4], "big")  # length, type and checksum beside the content
     return None
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+    for marker, at, _ in _jpeg_segments(data):
+        if marker in _JPEG_FRAMES:
+            return _frame_size(data, at)
+        if marker in (_JPEG_END, _JPEG_SCAN):  # before any frame
+            return None
+    return None
+
+
+def _jpeg_excess(data: bytes) -> str | None:
+    scans = stray_bytes = pixels = 0
+    for segments, (marker, at, before) in enumerate(_jpeg_segments(data), start=1):
+        if scans == 0:  # between segments; behind the first come pixels
+            stray_bytes += before
+        scans += marker == _JPEG_SCAN
+        if marker in _JPEG_FRAMES:
+            pixels = max(pixels, math.prod(_frame_size(data, at) or (0,)))
+        if segments > MAX_JPEG_SEGMENTS:
+            return f"more than {MAX_JPEG_SEGMENTS} segments"
+        if scans > MAX_JPEG_SCANS:
+            return f"more than {MAX_JPEG_SCANS} scans"
+        if scans * pixels > MAX_JPEG_SCANNED_PIXELS:
+            return f"more than {MAX_JPEG_SCANNED_PIXELS} pixels in all its scans"
+        if stray_bytes > MAX_JPEG_STRAY_BYTES:
+            return f"more than {MAX_JPEG_STRAY_BYTES} bytes between segments"
+        if marker == _JPEG_END and scans:
+            return None
+    return None
+
+
+def _frame_size(data: bytes, at: int) -> tuple[int, int] | None:
+    height, width = data[at + 3 : at + 5], data[at + 5 : at + 7]
+    return (int.from_bytes(width, "big"), int.from_bytes(height, "big")) if len(width) == 2 else None
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Each segment's marker, where its length lies, and the bytes that lead to it and belong to none.
+
+    Decoders skip stray bytes between segments, so do we.
+    """
+    at, pattern = 2, _JPEG_MARKER
+    while found := pattern.search(data, at):
+        marker = data[found.end() - 1]
+        yield marker, found.end(), found.start() - at
+        at = found.end()
+        if marker in _JPEG_LONG:
+            at += int.from_bytes(data[at : at + 2], "big")
+        if marker == _JPEG_SCAN:
+            pattern = _JPEG_MARKER_IN_SCAN

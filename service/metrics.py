@@ -98,7 +98,7 @@ class Metrics:
         for outcome in OUTCOMES:
             self._requests.labels(name, outcome)
         self._agreement.labels(name).set(math.nan)  # until the guard has judged: below no threshold, above none
-        self._cache_bytes.labels(name)
+        self._cache_bytes.labels(name).set(0)
         self._degraded.labels(name)
         self._second_looks.labels(name)
         for agreed in ("true", "false"):
@@ -114,6 +114,8 @@ class Metrics:
     def forget(self, manifest: Manifest) -> None:
         """A model or a version of it is served no more; its counters stay."""
         self._info.remove(*self._served.pop((manifest.name, manifest.version)))
+        for gauge in (self._agreement, self._cache_bytes):
+            gauge.remove(manifest.name)
 
     def on_request(self, model: str, outcome: str, duration_s: float) -> None:
         """A classification request has ended."""
@@ -141,10 +143,14 @@ class Metrics:
         self._samples.labels(model, str(agreed).lower()).inc()
         self._agreement.labels(model).set(agreement)
 
-    def on_find(self, model: str, found: str, cache_bytes: int) -> None:
+    def on_find(self, model: str, found: str) -> None:
         """The cache was asked for an image."""
         self._cache_requests.labels(model, found).inc()
-        self._cache_bytes.labels(model).set(cache_bytes)
+
+    def on_store(self, model: str, cache_bytes: int) -> None:
+        """The cache holds so many bytes now."""
+        if any(name == model for name, _ in self._served):  # and not only requests that had chosen it before
+            self._cache_bytes.labels(model).set(cache_bytes)
 
     def on_terminate(self, model: str) -> None:
         """A run of the engine was ended because everybody who waited for it had left."""

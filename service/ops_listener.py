@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 from collections.abc import AsyncIterator, Generator
 from contextlib import asynccontextmanager, contextmanager
 
@@ -14,8 +13,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.connection import Connection
 from service.error_handlers import add_error_handlers
-from service.errors import SettingsError
 from service.layers import HeadAsGet
+from service.ports import bind
 from service.routes import ops
 from service.serving import Serving
 
@@ -40,10 +39,7 @@ async def operations_listener(serving: Serving) -> AsyncIterator[int | None]:
     if settings.metrics_port is None:
         yield None
         return
-    try:
-        bound = socket.create_server((settings.host, settings.metrics_port), family=_family(settings.host))
-    except OSError as error:
-        raise SettingsError(f"SKIPVIT_METRICS_PORT={settings.metrics_port}: {error}") from error
+    bound = bind(settings.host, settings.metrics_port, "METRICS_PORT")
     port = int(bound.getsockname()[1])
     config = uvicorn.Config(
         make_operations_app(serving),
@@ -78,7 +74,3 @@ def make_operations_app(serving: Serving) -> ASGIApp:
         await app(scope, receive, send)
 
     return with_serving
-
-
-def _family(host: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -23,7 +23,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from service.errors import BadImage, TooLarge, UnsupportedImageType
-from service.image_header import Kind, image_kind, image_size
+from service.image_header import Kind, excess, image_kind, image_size
 
 # Named, because `Image.open` would load and try decoders of other formats, old and seldom looked at.
 _DECODERS: dict[Kind, type[ImageFile]] = {"JPEG": JpegImageFile, "PNG": PngImageFile, "WEBP": WebPImageFile}
@@ -114,6 +114,9 @@ def _check(data: bytes, limits: ImageLimits) -> Kind:
     kind = image_kind(data)
     if kind is None:
         raise UnsupportedImageType("the bytes are no JPEG, PNG or WebP image")
+    too_much = excess(data, kind)
+    if too_much is not None:
+        raise TooLarge(f"the {kind} image has {too_much}, the limit; save it anew")
     size = image_size(data, kind)
     if size is None:
         raise BadImage(f"the {kind} image's header is cut short or corrupt")

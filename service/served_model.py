@@ -111,9 +111,14 @@ def serve_model(
         on_sample=partial(metrics.on_sample, manifest.name),
         on_verdict=controller.judge,
     )
-    on_find = partial(metrics.on_find, manifest.name)
-    cache = AnswerCache(manifest, settings.cache_bytes, on_find) if settings.cache_bytes else None
+    cache = AnswerCache(
+        manifest,
+        settings.cache_bytes,
+        on_find=partial(metrics.on_find, manifest.name),
+        on_store=partial(metrics.on_store, manifest.name),
+    )
     metrics.serve(manifest, engine.precision)
     batcher.start()
     guard.start()
-    return ServedModel(bundle, manifest, engine.precision, batcher, cost, planner, guard, cache)
+    used = cache if settings.cache_bytes else None
+    return ServedModel(bundle, manifest, engine.precision, batcher, cost, planner, guard, used)

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable
 from types import FrameType
@@ -83,7 +84,7 @@ def make_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
 
 
 def serve(app: FastAPI, settings: Settings) -> int:
-    """Serve the application until a signal ends it; returns the exit code."""
+    """Serve the application until a signal ends it, and end the process; returns an exit code if nothing was served."""
     lifecycle: Lifecycle = app.state.lifecycle
     server = DrainingServer(
         make_config(app, settings),
@@ -91,12 +92,13 @@ def serve(app: FastAPI, settings: Settings) -> int:
         delay_s=settings.drain_delay_s,
         timeout_s=settings.drain_timeout_s,
     )
-    server.run()
-    if not server.started:
-        return EXIT_USAGE  # the lifespan failed, and said why: a second port is taken
+    try:
+        server.run()
+    except SystemExit:
+        return EXIT_USAGE  # uvicorn's, before it served anything, and after it said why
     if not lifecycle.finished_in_time:
-        # The engine's thread hangs in native code; waiting for it, as the interpreter would, may take for ever.
         logging.getLogger("skipvit").error("gave up on images that were still being computed")
-        logging.shutdown()
-        os._exit(EXIT_UNFINISHED)
-    return EXIT_OK
+    logging.shutdown()
+    sys.stdout.flush()
+    # Threads may still decode or compute what nobody waits for; the interpreter would wait for them, however long.
+    os._exit(EXIT_OK if lifecycle.finished_in_time else EXIT_UNFINISHED)

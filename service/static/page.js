@@ -30,6 +30,7 @@ const state = {
 };
 const live = new Live($("live"));
 let survey = new AbortController(); // what the page finds out by itself; any change ends it
+let opening = new AbortController(); // the image that is being opened; another one ends it
 let retry = null, lost = false; // what failed last; whether the service is out of reach
 let asking = false, askAgain = false, settled = 0, player = 0;
 
@@ -61,22 +62,25 @@ function fail(error, name = "") {
 // The image and the setting
 
 async function open(source, name) {
+  opening.abort(); // what was chosen last is shown, whichever answer comes last
+  const { signal } = opening = new AbortController();
   retry = () => open(source, name);
   survey.abort();
   clearTimeout(settled);
   say("name", `opening ${words(name)}`);
   try {
     const image = { ...(await prepare(source instanceof Blob ? source : await api.getBlob(source))), name };
-    const full = await askExactly(image, fullQuery());
+    const full = await askExactly(image, fullQuery(), signal);
+    if (signal.aborted) return;
     const results = new Map([[JSON.stringify(fullQuery()), full]]);
     Object.assign(state, { image, full, results, mark: null, marked: null });
     $("problem").hidden = true;
     for (const button of $("samples").children) button.setAttribute("aria-pressed", button.dataset.name === name);
     await show();
   } catch (error) {
-    fail(error, name);
+    if (!signal.aborted) fail(error, name);
   } finally {
-    say("name", state.image ? words(state.image.name) + state.image.note : "");
+    if (!signal.aborted) say("name", state.image ? words(state.image.name) + state.image.note : "");
   }
 }
 

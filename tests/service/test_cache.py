@@ -38,11 +38,10 @@ class Engine:
 def cache_of(max_bytes: int = 10 * ROW_BYTES) -> tuple[AnswerCache, list[str]]:
     found: list[str] = []
 
-    def on_find(what: str, held_bytes: int) -> None:
+    def on_store(held_bytes: int) -> None:
         assert held_bytes <= max_bytes
-        found.append(what)
 
-    return AnswerCache(fake_manifest(), max_bytes, on_find), found
+    return AnswerCache(fake_manifest(), max_bytes, on_find=found.append, on_store=on_store), found
 
 
 def marks(computed: Sequence[Computed]) -> list[int]:

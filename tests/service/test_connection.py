@@ -290,6 +290,60 @@ async def test_what_is_wrong_behind_a_request_takes_nothing_from_its_answer() ->
         writer.close()
 
 
+async def test_connect_is_refused_once() -> None:
+    async with live_server(FakeEngine(), settings()) as live:
+        reader, writer = await connect(live)
+        writer.write(b"CONNECT / HTTP/1.1\r\nHost: a\r\n\r\n")
+        answer = await asyncio.wait_for(reader.read(), 10)
+        assert answer.startswith(b"HTTP/1.1 400")
+        assert answer.count(b"HTTP/1.1") == 1
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    ("start", "status"),
+    [
+        (b"POST /v1/classify?threshold=7 HTTP/1.0\r\n", 422),
+        (b"POST /v1/classify?model=x HTTP/1.0\r\n", 404),
+        (b"POST /v1/classify HTTP/1.1\r\nHost: a\r\nConnection: close\r\n", 413),
+    ],
+)
+async def test_an_answer_before_the_body_is_read_reaches_who_still_sends(start: bytes, status: int) -> None:
+    """A socket that is closed with bytes unread resets the connection, and the answer is lost."""
+    body = bytes(24 << 20)
+    async with live_server(FakeEngine(), settings()) as live:
+
+        def sends_all_first() -> bytes:
+            with socket.create_connection(("127.0.0.1", live.port)) as client:
+                client.sendall(start + b"Content-Length: %d\r\n\r\n" % len(body))
+                client.sendall(body)
+                return b"".join(iter(lambda: client.recv(65536), b""))
+
+        for _ in range(3):
+            answer = await asyncio.to_thread(sends_all_first)
+            assert answer.startswith(b"HTTP/1.1 %d" % status)
+        await gone(live)
+
+
+async def test_who_is_answered_and_sends_on_for_ever_is_cut_off() -> None:
+    async with live_server(FakeEngine(), settings(client_timeout_s=0.5)) as live:
+        reader, writer = await connect(live)
+        writer.write(b"POST /v1/classify?threshold=7 HTTP/1.0\r\nContent-Length: 9000000\r\n\r\n")
+        ended = asyncio.Event()
+        dripping = asyncio.create_task(drip(writer, b"x", ended))
+        assert (await asyncio.wait_for(reader.read(), 10)).startswith(b"HTTP/1.1 422")
+        await gone(live)
+        ended.set()
+        await dripping
+        writer.close()
+
+
+async def gone(live: Live) -> None:
+    async with asyncio.timeout(10):
+        while live.connections:
+            await asyncio.sleep(0.01)
+
+
 async def test_of_an_endless_pipeline_the_first_are_answered() -> None:
     async with live_server(FakeEngine(), settings()) as live:
         reader, writer = await connect(live)

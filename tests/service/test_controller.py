@@ -149,6 +149,15 @@ def test_the_guard_bounds_the_level_and_lets_go_slowly() -> None:
     assert controller.ceiling == 1
 
 
+def test_whatever_the_guard_says_a_little_is_lowered_or_it_would_have_nothing_to_judge() -> None:
+    controller = Controller(target_s=TARGET_S)
+    for now in range(1000):
+        controller.judge(agreement_is_fine=False)
+        controller.observe(now * 0.1, 100.0)
+    assert 0 < controller.level <= 0.1
+    assert controller.share(1.0, 0.5) < 1.0
+
+
 def test_spending_goes_from_the_wish_to_the_minimum_and_never_up() -> None:
     controller = Controller(target_s=TARGET_S)
     assert controller.share(0.7, 0.26) == 0.7

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from typing import Any
 
@@ -12,7 +13,7 @@ from PIL import Image
 
 from service import decode_pool
 from service.decode_pool import DecodePool, is_tiny
-from service.errors import BadImage
+from service.errors import BadImage, Overloaded
 from service.preprocess import ImageLimits, decode, read, resize_crop
 from tests.images import encode
 
@@ -51,6 +52,37 @@ async def test_only_what_is_tiny_is_decoded_on_the_loop(
         pool.close()
     assert np.array_equal(pixels, resize_crop(decode(image, LIMITS), 28))
     assert (threads == [threading.get_ident()]) == on_the_loop
+
+
+async def test_an_image_counts_until_its_thread_is_done_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    entered, end = threading.Event(), threading.Event()
+
+    def slow(*given: Any) -> NDArray[np.uint8]:
+        entered.set()
+        assert end.wait(10)
+        return read(*given)
+
+    monkeypatch.setattr(decode_pool, "read", slow)
+    pool, image = DecodePool(threads=1, max_pending=2, limits=LIMITS), noise(200, 200)
+    try:
+        given_up = asyncio.create_task(pool.decode([image, image], 28))
+        assert await asyncio.to_thread(entered.wait, 10)
+        given_up.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await given_up
+        with pytest.raises(Overloaded, match="1 images are being decoded"):  # the other hadn't begun
+            await pool.decode([image, image], 28)
+        end.set()
+        async with asyncio.timeout(10):
+            while True:
+                try:
+                    assert len(await pool.decode([image, image], 28)) == 2
+                    break
+                except Overloaded:
+                    await asyncio.sleep(0.001)
+    finally:
+        end.set()
+        pool.close()
 
 
 async def test_a_tiny_image_that_is_corrupt_is_an_error_like_any_other() -> None:

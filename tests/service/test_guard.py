@@ -97,6 +97,19 @@ async def test_low_agreement_is_told_and_recovery_too() -> None:
     assert heard.verdicts == [False, True, True]
 
 
+async def test_one_bad_stretch_is_told_once_though_the_share_remembers_it() -> None:
+    engine, heard = FakeEngine(), Heard()
+    async with running(engine) as batcher:
+        guard = guard_of(batcher, heard, min_agreement=0.8)
+        guard.start()
+        for sample, label in enumerate([3] * 20 + [1] * 60):
+            guard.offer(bytes([5]), label)
+            await until(heard, sample + 1)
+        guard.stop()
+    assert heard.verdicts == [False, True, True, True]
+    assert heard.samples[-1] == (True, 0.75)
+
+
 async def test_a_sample_that_fails_is_dropped_and_the_guard_goes_on() -> None:
     engine, heard = FakeEngine(poison=frozenset({7})), Heard()
     async with running(engine) as batcher:
