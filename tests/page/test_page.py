@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+from contextlib import suppress
 from typing import Any
 
 import httpx
 import pytest
-from playwright.async_api import Page, expect
+from playwright.async_api import Error, Page, Route, expect
 
 from tests.page.service_process import ROOT
 
@@ -111,6 +113,29 @@ async def test_an_image_comes_by_file_drop_paste_and_sample(page: Page, service:
         await page.evaluate(_TRANSFER, [way, f"static/samples/{sample}.png", f"{sample}.png"])
         await shows(page, answer(service, sample, threshold=0.5))
         await expect(page.locator("#name")).to_have_text(f"{sample}.png".replace("_", " "))
+
+
+async def test_what_was_chosen_last_is_shown_whichever_answer_comes_last(page: Page, service: str) -> None:
+    await visit(page, service)
+    held, let_go = asyncio.Event(), asyncio.Event()
+
+    async def hold_the_first(route: Route) -> None:
+        if not held.is_set():
+            held.set()
+            await let_go.wait()
+        with suppress(Error):  # nobody waits for it any more
+            await route.continue_()
+
+    await page.route(re.compile("/v1/classify"), hold_the_first)
+    await page.get_by_role("button", name="snake").click()
+    await held.wait()
+    await page.get_by_role("button", name="tiger").click()
+    await shows(page, answer(service, "tiger", threshold=0.5))
+    let_go.set()
+    await expect(page.locator("body")).to_have_attribute("data-surveyed", re.compile("tiger"))
+    await expect(page.locator("#name")).to_have_text("tiger")
+    await expect(page.get_by_role("button", name="tiger")).to_have_attribute("aria-pressed", "true")
+    await expect(page.get_by_role("alert")).to_be_hidden()
 
 
 async def test_a_large_photo_is_sent_as_its_centre_square(page: Page, service: str) -> None:

@@ -1,6 +1,7 @@
 """A server in a process of its own, as an operator starts it: real signals, a real exit code.
 
-`python -m tests.service.process` is such a process with the fake engine, which takes `ENGINE_MS` for a batch.
+`python -m tests.service.process` is such a process with the fake engine, which takes `ENGINE_MS` for a batch; to decode
+an image takes `DECODE_MS` more than it does.
 """
 
 from __future__ import annotations
@@ -16,10 +17,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+from unittest import mock
 
+import numpy as np
+from numpy.typing import NDArray
+
+from service import decode_pool
 from service.app import create_app
 from service.logs import logging_config
+from service.preprocess import read
 from service.server import serve
 from service.settings import Settings
 from tests.fakes import FakeEngine, fake_bundle
@@ -85,7 +92,14 @@ def main() -> int:
     logging.config.dictConfig(logging_config(settings.log_format))
     engine, engine_s = FakeEngine(), float(os.environ.get("ENGINE_MS", "0")) / 1e3
     engine.on_batch = lambda: time.sleep(engine_s)
-    return serve(create_app(settings, bundle=fake_bundle(), engine=engine), settings)
+    decode_s = float(os.environ.get("DECODE_MS", "0")) / 1e3
+
+    def slow(*given: Any) -> NDArray[np.uint8]:
+        time.sleep(decode_s)
+        return read(*given)
+
+    with mock.patch.object(decode_pool, "read", slow):
+        return serve(create_app(settings, bundle=fake_bundle(), engine=engine), settings)
 
 
 if __name__ == "__main__":

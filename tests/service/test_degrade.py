@@ -13,6 +13,7 @@ from service.served_model import ServedModel
 from service.settings import Settings
 from tests.fakes import FakeEngine, fake_bundle
 from tests.images import plain
+from tests.service.test_ops import value
 
 URL = "/v1/classify"
 
@@ -125,6 +126,7 @@ def test_an_image_seen_before_is_marked_and_costs_nothing(app: App) -> None:
     assert 'skipvit_batches_total{model="fake",reason="idle"} 1.0' in text
     assert 'skipvit_cache_requests_total{found="hit",model="fake"} 1.0' in text
     assert 'skipvit_patches_total{layer="0",model="fake"} 16.0' in text
+    assert 1000 < value(app.client, 'skipvit_cache_bytes{model="fake"}') < 3000
 
 
 @pytest.mark.parametrize("app", [{"cache_bytes": 100_000}], indirect=True)

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -69,6 +70,26 @@ def test_a_port_for_grpc_without_its_extra_is_one_line_with_the_mend(
     monkeypatch.setenv("SKIPVIT_GRPC_PORT", "8001")
     monkeypatch.setitem(sys.modules, "grpc", None)  # what an import meets where it isn't installed
     assert "SKIPVIT_GRPC_PORT=8001 needs the extra `grpc`" in refused(capsys)
+
+
+@pytest.mark.parametrize("name", ["port", "metrics-port", "grpc-port"])
+def test_a_port_that_is_taken_is_one_line_before_anything_loads(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ports = {"port": 0, name: port}
+        options = [text for option, value in ports.items() for text in (f"--{option}", str(value))]
+        line = refused(capsys, *options, "--model", "absent")
+    assert f"SKIPVIT_{name.upper().replace('-', '_')}={port} on SKIPVIT_HOST=127.0.0.1: " in line
+
+
+def test_one_port_for_two_listeners_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    assert f"SKIPVIT_METRICS_PORT={port}" in refused(capsys, "--port", port, "--metrics-port", port)
+
+
+def test_a_host_that_isnt_one_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "SKIPVIT_HOST=999.1.1.1" in refused(capsys, "--host", "999.1.1.1")
 
 
 def test_the_configuration_can_be_printed(capsys: pytest.CaptureFixture[str]) -> None:

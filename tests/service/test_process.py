@@ -10,8 +10,9 @@ from contextlib import closing, suppress
 from typing import NamedTuple
 
 import pytest
+from PIL import Image
 
-from tests.images import plain
+from tests.images import encode, plain
 from tests.service.live import ask, send
 from tests.service.process import FAKE, Server, running
 
@@ -116,6 +117,15 @@ async def test_the_second_signal_ends_it_at_once(number: signal.Signals) -> None
         code, _ = await asyncio.to_thread(server.stop, number, 10)
         assert code == 128 + number
         writer.close()
+
+
+async def test_a_thread_that_decodes_for_nobody_doesnt_hold_up_the_end() -> None:
+    environment = {"SKIPVIT_PORT": "0", "SKIPVIT_DRAIN_DELAY_S": "0", "DECODE_MS": "30000"}
+    photo = encode(Image.new("RGB", (400, 400)), "PNG")  # too large to be decoded on the loop
+    with running(FAKE, {**environment, "SKIPVIT_DEFAULT_TIMEOUT_S": "0.3"}) as server:
+        assert (await ask(server.port, "POST", "/v1/classify", photo))[0] == 504
+        code, log = await asyncio.to_thread(server.stop, signal.SIGTERM, 10)
+    assert code == 0, log
 
 
 async def test_while_it_leaves_it_asks_clients_to_connect_elsewhere() -> None:

@@ -96,7 +96,10 @@ def test_a_model_is_loaded_served_under_its_name_and_unloaded(client: TestClient
     assert index(client)["other"][1:] in (("UNAVAILABLE", "unloaded"), ("UNLOADING", index(client)["other"][2]))
     assert client.post("/v1/classify?model=other", content=plain(3)).status_code == 404
     assert client.get("/v2/models/other/ready").status_code == 404
-    assert info not in client.get("/metrics").text
+    text = client.get("/metrics").text
+    assert info not in text
+    assert 'skipvit_cache_bytes{model="other"}' not in text
+    assert 'skipvit_top1_agreement{model="other"}' not in text
     assert value(client, 'skipvit_requests_total{model="other",outcome="ok"}') == 1
     assert client.post(operate("other", "unload")).status_code == 200  # there is nothing to do
     assert client.post(operate("other", "load")).json()["state"] == "READY"

@@ -163,6 +163,8 @@ async def test_tritonclient_works_unchanged() -> None:
                 assert found.as_numpy("logits").argmax(axis=1).tolist() == [3, 2]
                 assert found.as_numpy("kept").dtype == np.bool_
                 assert (~found.as_numpy("kept")[:, -1]).sum(axis=1).tolist() == [0, 8]
+            chosen[0]._get_tensor().parameters["binary_data"].bool_param = False  # of REST; here all are binary
+            assert triton.infer("fake", [images], outputs=chosen).as_numpy("kept").shape[0] == 2
             only = triton.infer("fake", [images], "1.0.0", outputs=chosen[:1], parameters={"threshold": "0.25"})
             assert (~only.as_numpy("kept")[:, -1]).sum(axis=1).tolist() == [4, 4]
             assert only.as_numpy("logits") is None

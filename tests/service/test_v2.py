@@ -272,6 +272,46 @@ def test_a_compressed_body_is_inflated_within_the_limit(
         assert said in response.json()["error"]
 
 
+async def test_while_few_bytes_are_inflated_to_many_others_are_answered() -> None:
+    body = zlib.compress(bytes(60 << 20), 9)
+    async with live_server(FakeEngine(), Settings(drain_delay_s=0)) as live:
+        reader, writer = await asyncio.open_connection("127.0.0.1", live.port)
+        head = f"POST {URL} HTTP/1.1\r\nHost: a\r\nContent-Encoding: deflate\r\n{LENGTH}: 5\r\n"
+        writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        refused, probes = asyncio.create_task(reader.readuntil(b"\r\n\r\n")), 0
+        while not refused.done():
+            assert (await ask(live.port, "GET", "/healthz"))[0] == 200
+            probes += 1
+        assert (await refused).startswith(b"HTTP/1.1 400")
+        assert probes > 3
+        writer.close()
+
+
+@pytest.mark.parametrize("inner", ["[]", "[[[[]]]]", "{}"])
+def test_json_of_more_lists_than_images_need_is_413_before_it_is_parsed(inner: str) -> None:
+    data = ",".join([inner] * 100_000)
+    text = '{"inputs": [{"name": "images", "datatype": "UINT8", "shape": [1], "data": [' + data + "]}]}"
+    settings = Settings(max_image_pixels=89_000_000)
+    with TestClient(create_app(settings, bundle=fake_bundle(), engine=FakeEngine())) as client:
+        response = client.post(URL, content=gzip.compress(text.encode()), headers={"content-encoding": "gzip"})
+    assert response.status_code == 413
+    assert "lists" in response.json()["error"] or "JSON" in response.json()["error"]
+
+
+def test_mixed_thresholds_are_planned_as_the_work_they_are() -> None:
+    engine = FakeEngine()
+    with TestClient(create_app(Settings(adaptive=False), bundle=fake_bundle(), engine=engine)) as client:
+        model = client.app_state["serving"].models["fake"]
+        for rows in range(1, 30):  # a tenth of a second for each image at threshold 0
+            ones = np.ones((rows, LAYERS, 16), np.bool_)
+            model.cost.learn(28, np.zeros(rows, np.float32), ones, rows * 0.1)
+        mixed = np.array([0.0] + [1.0] * 15, np.float32)
+        needed_s = model.cost.seconds(sum(model.cost.macs(28, float(threshold)) for threshold in mixed))
+        assert needed_s < 0.7 * 1.6  # and 1.6 s, were all of them at threshold 0
+        answer = in_binary(client, pixels(*[1] * 16), mixed, parameters={"timeout": int(1.3e6 * needed_s)})
+    assert answer.status_code == 200
+
+
 FLAT = pixels(3).ravel().tolist()
 IMAGES = {"name": "images", "datatype": "UINT8", "shape": [1, 28, 28, 3], "data": FLAT}
 
