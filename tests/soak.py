@@ -2,10 +2,10 @@
 
     python -m tests.soak --duration-s 600
 
-Good images of all kinds and sizes with random budgets, forms of several, tensors, hostile images, tight deadlines and
-clients that leave. Any answer that its request doesn't deserve, a request without an answer, memory that grows or an
-exit code other than 0 fails it. The last line is the result as JSON. Tail latency is printed, not judged: on a machine
-that isn't idle it says little.
+Good images of all kinds and sizes with random budgets, forms of several, photos of megabytes, whole and cut short,
+tensors, hostile images, tight deadlines and clients that leave. Any answer that its request doesn't deserve, a request
+without an answer, memory that grows or an exit code other than 0 fails it. The last line is the result as JSON. Tail
+latency is printed, not judged: on a machine that isn't idle it says little.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from typing import Any, NamedTuple
 
 import httpx
 import numpy as np
+from PIL import Image
 
-from tests.images import bad_images, good_images
+from tests.images import bad_images, encode, good_images
 from tests.service.process import FAKE, running
 
 REAL = [sys.executable, "-m", "service", "--port", "0"]
@@ -67,10 +68,12 @@ def questions(model: dict[str, Any], seed: int) -> Iterator[Question]:
     """Random requests without end."""
     draw, good = random.Random(seed), list(good_images().values())
     bad = [data for data, _ in bad_images().values()]
+    noise = np.random.default_rng(seed).integers(0, 256, (1500, 2000, 3), np.uint8)
+    photo = encode(Image.fromarray(noise), "JPEG", quality=90)
     sizes, full, infer = model["sizes_px"], model["sizes_px"][0], f"/v2/models/{model['name']}/infer"
     answered = frozenset({200, *OVERLOADED})
     while True:
-        kind = draw.choices(("one", "form", "tensor", "bad", "late", "leaves"), (60, 10, 5, 10, 5, 10))[0]
+        kind = draw.choices(("one", "form", "photo", "tensor", "bad", "late", "leaves"), (58, 10, 2, 5, 10, 5, 10))[0]
         path = f"/v1/classify?size={draw.choice(sizes)}&threshold={draw.random():.3f}"
         path += f"&explain={draw.choices(('none', 'mask', 'overlay'), (8, 1, 1))[0]}"
         image: dict[str, Any] = {"content": draw.choice(good)}
@@ -79,6 +82,9 @@ def questions(model: dict[str, Any], seed: int) -> Iterator[Question]:
         elif kind == "form":
             files = [("image", data) for data in draw.choices(good, k=draw.randint(1, 4))]
             yield Question("/v1/classify", {"files": files}, answered)
+        elif kind == "photo":
+            yield Question("/v1/classify", {"files": [("image", photo)]}, answered)
+            yield Question("/v1/classify", {"content": photo[:-100_000]}, frozenset({422, *OVERLOADED}))
         elif kind == "tensor":
             yield Question(infer, tensor(full, draw.random()), answered)
         elif kind == "bad":
