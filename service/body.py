@@ -15,10 +15,10 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
+from service.errors import BadParameter, BadRequest, Overloaded, TooLarge, UnsupportedImageType
+
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
-
-from service.errors import BadParameter, BadRequest, Overloaded, TooLarge, UnsupportedImageType
 
 IMAGE_TYPES = ("image/jpeg", "image/png", "image/webp")
 MULTIPART = "multipart/form-data"

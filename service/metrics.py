@@ -141,7 +141,8 @@ class Metrics:
     def on_sample(self, model: str, agreed: bool, agreement: float) -> None:
         """The quality guard has judged an answer; `agreement` is the share of the last ones that agreed."""
         self._samples.labels(model, str(agreed).lower()).inc()
-        self._agreement.labels(model).set(agreement)
+        if self._is_served(model):
+            self._agreement.labels(model).set(agreement)
 
     def on_find(self, model: str, found: str) -> None:
         """The cache was asked for an image."""
@@ -149,8 +150,12 @@ class Metrics:
 
     def on_store(self, model: str, cache_bytes: int) -> None:
         """The cache holds so many bytes now."""
-        if any(name == model for name, _ in self._served):  # and not only requests that had chosen it before
+        if self._is_served(model):
             self._cache_bytes.labels(model).set(cache_bytes)
+
+    def _is_served(self, model: str) -> bool:
+        """And not only finishing what had chosen it before it was unloaded."""
+        return any(name == model for name, _ in self._served)
 
     def on_terminate(self, model: str) -> None:
         """A run of the engine was ended because everybody who waited for it had left."""

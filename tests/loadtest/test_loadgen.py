@@ -53,7 +53,7 @@ def test_queries_without_an_answer_are_said(images: Path, tmp_path: Path) -> Non
 def test_locust_runs_the_locustfile_and_tells_accuracy(images: Path) -> None:
     with serving(Server(good)) as server:
         command = [sys.executable, "-m", "locust", "-f", "loadtest/locustfile.py", "--host", server.url, "--headless"]
-        command += ["--users", "2", "--spawn-rate", "10", "--run-time", "2s", "--only-summary"]
+        command += ["--users", "2", "--spawn-rate", "10", "--run-time", "5s", "--only-summary"]
         mix = {"LOADTEST_DATA": str(images), "LOADTEST_MIX": "threshold=0:1,threshold=0.5:1"}
         done = subprocess.run(
             command, cwd=ROOT, env=os.environ | mix, capture_output=True, text=True, check=False, timeout=120
