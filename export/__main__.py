@@ -35,6 +35,7 @@ from service.artifact import Origin
 from service.errors import BundleError
 
 SAMPLES = "samples"
+PARITY_IMAGES = 48  # at most: each is run 24 times at each size, twice
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -45,7 +46,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--out", type=Path, required=True, help="the bundle's folder; its last part is the model's name"
     )
     parser.add_argument("--format", choices=["onnx", "torchscript"], default="onnx")
-    parser.add_argument("--images", help=f"image folder for parity; default: CHECKPOINT/{SAMPLES}")
+    parser.add_argument("--images", help=f"images for parity, {PARITY_IMAGES} at most; default: CHECKPOINT/{SAMPLES}")
     parser.add_argument("--origin", help="where the weights come from; default: as in the checkpoint's own manifest")
     parser.add_argument("--licence", default="Apache-2.0", help="of the weights")
     parser.add_argument("--calibrate", metavar="DATA", help="training images of which the held-out ones calibrate int8")
@@ -73,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _images(options: argparse.Namespace) -> LabelledImages:
-    return load_images(options.images or str(options.checkpoint / SAMPLES), "test", 1)
+    return load_images(options.images or str(options.checkpoint / SAMPLES), "test", 1).spread(PARITY_IMAGES)
 
 
 def _bundle(options: argparse.Namespace) -> dict[str, Parity]:

@@ -206,7 +206,7 @@ def load_test_images(source: str, model: PrunedViT, count: int) -> LabelledImage
     count = min(count or len(images), len(images))
     if count < FEWEST_IMAGES:
         raise DataError(f"{count} images are too few to compare: give {FEWEST_IMAGES} or more")
-    return images.select(np.arange(count) * len(images) // count)
+    return images.spread(count)
 
 
 def analyse(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -78,12 +78,12 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{file} is not a whole safetensors file ({error}): fetch or write it anew") from None
 
 
-def initialise(model: PrunedViT, source: Path, *, gates: bool = True) -> list[str]:
+def initialise(model: PrunedViT, source: Path, *, gates: bool = True, head: bool = True) -> list[str]:
     """Load a starting point into `model`: a checkpoint folder or a timm state dict in one file.
 
     The position embedding is resampled to the model's input size. Head, gates and bypasses may be absent from the
     source (or of another shape): they keep their random start, and their names are returned. `gates=False` leaves out
-    the source's gates and bypasses.
+    the source's gates and bypasses, `head=False` its head.
 
     Raises:
         CheckpointError: any other tensor is missing or doesn't fit.
@@ -96,7 +96,8 @@ def initialise(model: PrunedViT, source: Path, *, gates: bool = True) -> list[st
             new_size=list(vit.patch_embed.grid_size),
             num_prefix_tokens=0 if vit.no_embed_class else vit.num_prefix_tokens,
         )
-    wanted = {name for name in own if gates or not name.startswith(OURS)}
+    left_out = (() if gates else OURS) + (() if head else ("vit.head",))
+    wanted = {name for name in own if not name.startswith(left_out)}
     tensors = {k: v for k, v in _timm_to_model(tensors).items() if k in wanted}
 
     def optional(name: str) -> bool:

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from models.preprocessing import resize_crop, to_rgb
 
 MEMORY_LIMIT = 16 << 30  # bytes of decoded training images
+_LOOKED_AT = 64  # images, for the size of all
 LABEL_COLUMNS = ("fine_label", "label", "labels")  # in order of preference: CIFAR-100 has fine and coarse labels
 
 
@@ -44,16 +45,29 @@ class LabelledImages(Dataset[Any]):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image, label = self.read(index)
+        return torch.from_numpy(resize_crop(to_rgb(image), self.size_px).copy()), label
+
+    def read(self, index: int) -> tuple[Any, int]:
+        """A row's image as Pillow has it, and its label; DataError, naming the file, if it can't be decoded."""
         try:
             row = self.rows[index]
+            if row[self.image_column] is None:
+                raise OSError("there is none")
         except OSError as error:  # Pillow's UnidentifiedImageError is one
-            raise DataError(f"image {index} can't be decoded ({error}): remove or replace it") from None
-        image = to_rgb(row[self.image_column])
-        return torch.from_numpy(resize_crop(image, self.size_px).copy()), int(row[self.label_column])
+            raw = self.rows.cast_column(self.image_column, datasets.Image(decode=False))[index][self.image_column] or {}
+            name = raw.get("path") or f"image {index} of {len(self)}, of label {self.rows[self.label_column][index]},"
+            raise DataError(f"{name} can't be decoded ({error}): remove or replace it") from None
+        return row[self.image_column], int(row[self.label_column])
 
     def select(self, indices: NDArray[np.int64]) -> LabelledImages:
         """The given rows, in the given order."""
         return replace(self, rows=self.rows.select(indices))
+
+    def spread(self, count: int) -> LabelledImages:
+        """So many rows at most, evenly spread: image folders are sorted by class."""
+        count = min(count, len(self))
+        return self.select(np.arange(count) * len(self) // max(1, count))
 
     def batches(
         self, batch_size: int, order: NDArray[np.int64] | None = None, workers: int = 0
@@ -76,8 +90,14 @@ class Images:
     def batches(self, batch_size: int, order: NDArray[np.int64] | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of (uint8 (B, s, s, 3), int64 (B,)), in the given order or as they lie."""
         rows = torch.from_numpy(np.arange(len(self)) if order is None else order).to(self.labels.device)
-        for chosen in rows.split(batch_size):
+        for chosen in rows.split(batch_size) if len(rows) else ():
             yield self.pixels[chosen], self.labels[chosen]
+
+    def digest(self) -> str:
+        """Which images these are, by their pixels and labels in order."""
+        found = hashlib.blake2b(self.pixels.numpy().data, digest_size=8)
+        found.update(self.labels.numpy().data)
+        return found.hexdigest()
 
     def to(self, device: str) -> Images:
         """The same images on a device."""
@@ -102,9 +122,10 @@ def decode(images: LabelledImages, workers: int = 0) -> Images:
 
 
 def source_size(images: LabelledImages, size_px: int) -> int:
-    """The side to keep source images at: their own (the first one's), if that is smaller than a crop's worth."""
-    first = images.rows[0][images.image_column] if len(images) else None
-    return min(min(first.size), round(1.25 * size_px)) if first else size_px
+    """The side to keep source images at: their own (the largest of some), if that is smaller than a crop's worth."""
+    some = range(0, len(images), max(1, len(images) // _LOOKED_AT))
+    own_px = max((min(images.read(index)[0].size) for index in some), default=size_px)
+    return min(own_px, round(1.25 * size_px))
 
 
 def load_images(source: str, split: str, size_px: int) -> LabelledImages:
@@ -125,6 +146,8 @@ def load_images(source: str, split: str, size_px: int) -> LabelledImages:
     labels = [name for name in LABEL_COLUMNS if name in known] + known
     if not images or not labels:
         raise DataError(f"{source}: needs an image column and a class label column, has {dict(features)}")
+    if (unlabelled := sum(label is None or label < 0 for label in rows[labels[0]])) > 0:
+        raise DataError(f"{source}: {unlabelled} of its {len(rows)} {split} images have no label")
     return LabelledImages(rows, images[0], labels[0], tuple(features[labels[0]].names), size_px)
 
 

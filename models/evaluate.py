@@ -227,7 +227,7 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, NDAr
         if images.labels != model.config.labels:
             raise DataError(f"{options.data} has other classes than the model: {images.labels[:3]} ...")
         if options.max_images:
-            images = images.select(np.arange(min(options.max_images, len(images))))
+            images = images.spread(options.max_images)
         count, labels = len(images), np.asarray(images.rows[images.label_column], np.int16)
         tallies += evaluate(
             model,

@@ -71,14 +71,17 @@ class Progress:
     epoch: int = 0
     images: int = 0  # of this epoch
     history: tuple[dict[str, Any], ...] = ()  # one entry an epoch
+    wall_s: float = 0.0  # that it trained, in all its calls
+    loss: float = 0.0  # of this epoch's steps, summed
+    steps: int = 0  # of this epoch
 
 
 class MeanLoss:
     """The mean of an epoch's losses, read rarely: reading waits for the device."""
 
-    def __init__(self) -> None:
-        self.total: Tensor | float = 0.0
-        self.steps = 0
+    def __init__(self, total: float = 0.0, steps: int = 0) -> None:
+        self.total: Tensor | float = total
+        self.steps = steps
 
     def add(self, loss: Tensor) -> None:
         """Count one step's loss."""
@@ -119,7 +122,7 @@ class Run:
         if machine.compiled:
             compile_layers(self.working)
         self.progress = Progress()
-        self.saved = time.monotonic()
+        self.saved = self.counted = time.monotonic()
 
     def resume(self) -> bool:
         """Go on from the folder's last state, if it has one of the same run; CheckpointError if it's another's."""
@@ -140,6 +143,7 @@ class Run:
 
     def save(self) -> None:
         """Write the checkpoint and the state to resume from."""
+        self._count_time()
         checkpoint.save(self.model, self.out)
         state = {
             "identity": self.identity,
@@ -154,6 +158,7 @@ class Run:
 
     def fit(self, training: Images, heldout: Images) -> None:
         """Train to the last epoch, validating after each."""
+        self.counted = time.monotonic()
         while self.progress.epoch < self.config.epochs:
             loss = self._epoch(training)
             last = self.progress.epoch + 1 == self.config.epochs
@@ -161,7 +166,8 @@ class Run:
             figures = self._validate(heldout) if len(heldout) and due else {}
             entry = {"epoch": self.progress.epoch, "loss": loss} | figures
             print(json.dumps(entry), file=sys.stderr, flush=True)
-            self.progress = Progress(self.progress.epoch + 1, 0, (*self.progress.history, entry))
+            history = (*self.progress.history, entry)
+            self.progress = Progress(self.progress.epoch + 1, 0, history, self.progress.wall_s)
             if self.progress.epoch == self.config.epochs or time.monotonic() - self.saved > SAVE_EVERY_S:
                 self.save()
 
@@ -171,7 +177,7 @@ class Run:
         steps_an_epoch = math.ceil(len(order) / config.batch_size)
         batches = training.batches(config.batch_size, order[progress.images :])
         self.working.train()
-        losses = MeanLoss()
+        losses = MeanLoss(progress.loss, progress.steps)
         title = f"epoch {progress.epoch + 1}/{config.epochs}"
         with tqdm(total=len(order), initial=progress.images, unit="img", desc=title, mininterval=2) as bar:
             for pixels, labels in batches:
@@ -182,8 +188,14 @@ class Run:
                 if step % CHECK_EVERY == 0:
                     bar.set_postfix(loss=f"{losses.check():.4f}", refresh=False)
                 if time.monotonic() - self.saved > SAVE_EVERY_S:
+                    progress.loss, progress.steps = float(losses.total), losses.steps
                     self.save()
         return losses.check()
+
+    def _count_time(self) -> None:
+        now = time.monotonic()
+        self.progress.wall_s += now - self.counted
+        self.counted = now
 
     def _step(self, pixels: Tensor, labels: Tensor, step: int, steps: int) -> Tensor:
         rate = learning_rate(step, steps, self.config)

@@ -86,6 +86,7 @@ options_random := --gate random
 # The published method's backbone, its cosine thresholds (a skip label for a fifth and for a third of the patches of the
 # bundled model, chosen on held-out images) and options of its trainings.
 PUBLISHED_START ?= models/zoo/cifar100-vits14
+PUBLISHED_MODEL ?= vit_small_patch14_dinov2
 PUBLISHED := 0.81 0.797
 PUBLISHED_OPTIONS ?=
 gates_below_last := --gated-layers 0,1,2,3,4,5,6,7,8,9,10
@@ -128,7 +129,7 @@ published: $(PUBLISHED:%=$(RUNS)/published/%/train.json)
 
 # In either attention mode: gates learn from the dense forward, which both have.
 $(PUBLISHED:%=$(RUNS)/published/%/train.json): $(RUNS)/published/%/train.json:
-	$(call train,models/recipes/write-up.args,--init $(PUBLISHED_START) --image-size 112 \
+	$(call train,models/recipes/write-up.args,--model $(PUBLISHED_MODEL) --init $(PUBLISHED_START) --image-size 112 \
 	  $(gates_below_last) --cosine-threshold $* $(PUBLISHED_OPTIONS))
 
 # What is at its place before all runs begin isn't made here.

@@ -15,7 +15,6 @@ import argparse
 import hashlib
 import json
 import sys
-import time
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -51,6 +50,9 @@ from models.teacher import Teacher
 VIEWS = ("batch_size", "shift_px", "crop_min", "colour", "mixup", "cutmix", "holdout_ratio", "max_images", "seed")
 
 
+MODEL = "vit_small_patch14_dinov2"
+
+
 class RecipeParser(argparse.ArgumentParser):
     """Reads `@FILE`: one option a line with its value, `#` starts a comment."""
 
@@ -67,7 +69,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", required=True, help="folder of parquet files, image folder or hub name")
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoint, state and log")
     parser.add_argument("--init", type=Path, help="checkpoint folder or timm safetensors file; without: random weights")
-    parser.add_argument("--model", default="vit_small_patch14_dinov2", help="timm model name")
+    parser.add_argument("--model", help=f"timm model name; default: --init's, or {MODEL}")
     parser.add_argument("--image-size", type=int, help="side of the input, px; default: --init's, or 112")
     parser.add_argument(
         "--attention", choices=["full_context", "kept_only"], help="default: as --init, or full_context"
@@ -108,14 +110,10 @@ def _integers(text: str) -> tuple[int, ...]:
 
 def model_for(options: argparse.Namespace, labels: tuple[str, ...]) -> PrunedViT:
     """The model to train, initialised; a checkpoint folder as --init brings its own config along."""
-    config = PrunedViTConfig(options.model, options.image_size or 112, labels, gate="context")
-    if options.init is not None and (options.init / checkpoint.CONFIG).exists():
-        stored = checkpoint.read_config(options.init)
-        gate = stored.gate if stored.gated_layers else config.gate
-        config = replace(stored, labels=labels, gate=gate, image_size_px=options.image_size or stored.image_size_px)
+    config, same_labels = _start(options, labels)
     changeable = ("attention", "skips", "full_layers", "mlp_layers", "gate", "bypass_rank", "exits", "scaled")
     given = {name: getattr(options, name) for name in changeable}
-    given = {name: tuple(value) if name == "scaled" else value for name, value in given.items() if value}
+    given = {name: tuple(value) if name == "scaled" else value for name, value in given.items() if value is not None}
     config = replace(config, **given)
     vit = build(replace(config, gated_layers=())).vit
     if options.stage in ("dense", "exits"):
@@ -131,9 +129,23 @@ def model_for(options: argparse.Namespace, labels: tuple[str, ...]) -> PrunedViT
     drop_path = 0.0 if options.stage in ("gates", "exits") else options.drop_path
     model = build(config, drop_path=drop_path, any_size=bool(sizes))
     if options.init is not None:
-        fresh = checkpoint.initialise(model, options.init, gates=options.stage != "gates")  # gates learn from scratch
+        gates = options.stage != "gates"  # which learn from scratch
+        fresh = checkpoint.initialise(model, options.init, gates=gates, head=same_labels)
         print(f"started from {options.init}, {len(fresh)} tensors new: {', '.join(fresh[:4])} ...", file=sys.stderr)
     return model
+
+
+def _start(options: argparse.Namespace, labels: tuple[str, ...]) -> tuple[PrunedViTConfig, bool]:
+    """The config to start from, and whether --init's head is one for these labels."""
+    config = PrunedViTConfig(options.model or MODEL, options.image_size or 112, labels, gate="context")
+    if options.init is None or not (options.init / checkpoint.CONFIG).exists():
+        return config, True
+    stored = checkpoint.read_config(options.init)
+    if options.model not in (None, stored.architecture):
+        raise ValueError(f"--model {options.model}, but {options.init} is a {stored.architecture}: leave out --model")
+    gate = stored.gate if stored.gated_layers else config.gate
+    size_px = options.image_size or stored.image_size_px
+    return replace(stored, labels=labels, gate=gate, image_size_px=size_px), stored.labels == labels
 
 
 def teacher_for(
@@ -143,11 +155,15 @@ def teacher_for(
     if options.teacher is None:
         return None
     model = checkpoint.load(options.teacher).requires_grad_(False).to(machine.device, machine.dtype)
+    if model.config.labels != training.labels:
+        raise DataError(
+            f"--teacher {options.teacher} knows other classes than {options.data}: {training.labels[:3]} ..."
+        )
     if machine.compiled:
         compile_layers(model)
     views = {name: getattr(config, name) for name in VIEWS} | {"data": source_name(options.data)}
     views |= {"images": len(training), "source_px": training.size_px}
-    views |= {"teacher": file_digest(options.teacher / checkpoint.WEIGHTS)}
+    views |= {"teacher": weights_digest(options.teacher)}
     return Teacher(model, views, keeps=options.answers_only)
 
 
@@ -156,7 +172,9 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
     config = TrainConfig(**{field.name: getattr(options, field.name) for field in fields(TrainConfig)})
     images = load_images(options.data, "train", 1)  # the size is known once the model is
     model = model_for(options, images.labels)
-    source_px = source_size(images, max(config.sizes_px, default=model.config.image_size_px))
+    teacher_px = 0 if options.teacher is None else checkpoint.read_config(options.teacher).image_size_px
+    largest_px = max(model.config.image_size_px, teacher_px, *config.sizes_px, *config.judged_px)
+    source_px = source_size(images, largest_px)
     training, heldout = split_holdout(replace(images, size_px=source_px), config.holdout_ratio)
     if config.max_images:
         training = training.select(epoch_order(len(training), config.seed, 0)[: config.max_images])
@@ -166,10 +184,14 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
         return ask(teacher, options.answers, decode(training, options.workers).to(machine.device), config)
     if teacher is not None and options.answers is not None:
         teacher.load(options.answers)
+    decoded = [decode(split, options.workers) for split in (training, heldout)]
     origin = {
         "data": source_name(options.data),
+        "training_digest": decoded[0].digest(),
         "init": options.init and options.init.name,
+        "init_digest": options.init and weights_digest(options.init),
         "teacher": options.teacher and options.teacher.name,
+        "teacher_digest": options.teacher and weights_digest(options.teacher),
         "training_images": len(training),
         "heldout_images": len(heldout),
         "heldout_digest": digest(heldout),
@@ -178,14 +200,13 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
     if run.resume():
         done = run.progress
         print(f"resumed at epoch {done.epoch + 1}, {done.images} images in", file=sys.stderr)
-    started = time.monotonic()
-    run.fit(*(decode(split, options.workers).to(machine.device) for split in (training, heldout)))
+    run.fit(*(split.to(machine.device) for split in decoded))
     summary = {
         "config": as_json(config),
         **origin,
         "device": torch.cuda.get_device_name() if machine.device == "cuda" else "cpu",
         "precision": str(machine.dtype),
-        "wall_s": round(time.monotonic() - started, 1),  # of this call: a resumed run took longer in all
+        "wall_s": round(run.progress.wall_s, 1),
         "history": run.progress.history,
     }
     (options.out / checkpoint.TRAINING).write_text(json.dumps(summary, indent=1) + "\n")
@@ -206,8 +227,11 @@ def ask(teacher: Teacher | None, file: Path | None, training: Images, config: Tr
     return {"answers": file.name, "steps": step, "views": teacher.views}
 
 
-def file_digest(file: Path) -> str:
-    """The sha256 of a file's content."""
+def weights_digest(source: Path) -> str:
+    """The sha256 of the weights in a checkpoint folder or a file; CheckpointError if they are missing."""
+    file = source / checkpoint.WEIGHTS if source.is_dir() else source
+    if not file.is_file():
+        raise CheckpointError(f"{file} is missing: give a checkpoint folder or a safetensors file in timm names")
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

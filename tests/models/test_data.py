@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 from models import data
 from models.data import DataError, decode, digest, epoch_order, held_out, load_images, source_size, split_holdout
 from tests.conftest import CLASSES
+from tests.images import encode
 
 
 def test_an_image_folder_gives_labelled_pixels(toy_images: Path) -> None:
@@ -62,8 +64,34 @@ def test_a_file_that_is_no_image_is_named(tmp_path: Path) -> None:
         Image.new("RGB", (8, 8)).save(tmp_path / "train" / name / "0.png")
     (tmp_path / "train" / "b" / "1.png").write_bytes(b"no image")
     images = load_images(str(tmp_path), "train", 8)
-    with pytest.raises(DataError, match=r"image 2 can't be decoded .*: remove or replace it"):
+    with pytest.raises(DataError, match=r"train/b/1.png can't be decoded .*: remove or replace it"):
         list(images.batches(1))
+    with pytest.raises(DataError, match=r"train/b/1.png can't be decoded"):
+        source_size(images.select(np.array([2])), 8)
+
+
+def test_what_a_parquet_file_lacks_is_said_by_its_place(tmp_path: Path) -> None:
+    good = encode(Image.new("RGB", (8, 8)), "PNG")
+    features = datasets.Features(img=datasets.Image(), label=datasets.ClassLabel(names=["a", "b"]))
+
+    def written(name: str, images: list[Any], labels: list[int | None]) -> str:
+        (tmp_path / name).mkdir()
+        rows = datasets.Dataset.from_dict({"img": images, "label": labels}, features=features)
+        rows.to_parquet(tmp_path / name / "train-00000-of-00001.parquet")
+        return str(tmp_path / name)
+
+    images = load_images(written("null", [{"bytes": good}, None], [0, 1]), "train", 8)
+    with pytest.raises(DataError, match=r"image 1 of 2, of label 1, can't be decoded \(there is none\)"):
+        list(images.batches(1))
+    with pytest.raises(DataError, match="1 of its 2 train images have no label"):
+        load_images(written("unlabelled", [{"bytes": good}] * 2, [0, -1]), "train", 8)
+
+
+def test_some_rows_are_of_all_classes_where_they_lie_by_class(toy_images: Path) -> None:
+    images = load_images(str(toy_images), "test", 32)
+    some = images.spread(len(images.labels))
+    assert sorted(some.rows[some.label_column]) == list(range(len(images.labels)))
+    assert len(images.spread(10_000)) == len(images)
 
 
 def test_held_out_images_are_the_same_in_every_run_and_in_no_training_set(toy_images: Path) -> None:

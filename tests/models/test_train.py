@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from models import checkpoint, run, stages, train
-from models.config import TrainConfig
+from models.config import PrunedViTConfig, TrainConfig
 from models.pruned_vit import build
 from models.teacher import Teacher
 from tests.conftest import CLASSES, GATED, MODEL, SIZE_PX, SMALL_PX
@@ -282,8 +285,8 @@ def test_float32_gradients_are_those_of_the_parameters_that_compute(toy_checkpoi
         (["--epochs", "9"], "epochs"),
         (["--precision", "bf16"], "precision"),
         (["--model", "test_vit2"], "model"),
-        (["--init", "{dense}"], "init"),
-        (["--teacher", "{dense}"], "teacher"),
+        (["--init", "{dense}"], "init, init_digest"),
+        (["--teacher", "{dense}"], "teacher, teacher_digest"),
     ],
 )
 def test_a_folder_with_another_run_is_not_overwritten(
@@ -294,6 +297,91 @@ def test_a_folder_with_another_run_is_not_overwritten(
     assert train.main(options(toy_images, tmp_path, "--epochs", "1", *given)) == 2
     said = f"holds a run with other settings ({named}): give another --out or delete it"
     assert said in capsys.readouterr().err
+
+
+def test_a_start_a_teacher_or_images_of_the_same_names_but_other_content_are_another_run(
+    toy_checkpoint: Path, toy_images: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    start, data = tmp_path / "dense", tmp_path / "data" / "toy"
+    shutil.copytree(toy_checkpoint.parent / "dense", start)
+    shutil.copytree(toy_images, data)
+    command = options(data, tmp_path / "out", "--epochs", "1", "--init", str(start), "--teacher", str(start))
+    assert train.main(command) == 0
+    assert train.main(command) == 0
+    tensors = load_file(start / checkpoint.WEIGHTS)
+    save_file(tensors | {"norm.bias": tensors["norm.bias"] + 1}, start / checkpoint.WEIGHTS)
+    assert train.main(command) == 2
+    assert "other settings (init_digest, teacher_digest)" in capsys.readouterr().err
+    shutil.copy(toy_checkpoint.parent / "dense" / checkpoint.WEIGHTS, start)
+    for file in (data / "train").glob("*/*.png"):
+        Image.new("RGB", (32, 32)).save(file)
+    assert train.main(command) == 2
+    assert "other settings (training_digest)" in capsys.readouterr().err
+
+
+def test_a_run_stopped_behind_an_epochs_last_step_goes_on_and_its_loss_and_time_are_of_all_calls(
+    toy_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = options(toy_images, tmp_path / "out", "--epochs", "2")
+    assert train.main(options(toy_images, tmp_path / "whole", "--epochs", "2")) == 0
+
+    class Stopped(Exception):
+        pass
+
+    save = run.Run.save
+
+    def stop_when_the_first_epoch_is_through(stopped: run.Run) -> None:
+        save(stopped)
+        if stopped.progress.images == 60:
+            raise Stopped
+
+    monkeypatch.setattr(run, "SAVE_EVERY_S", 0)
+    monkeypatch.setattr(run.Run, "save", stop_when_the_first_epoch_is_through)
+    with pytest.raises(Stopped):
+        train.main(command)
+    monkeypatch.undo()
+    trained_s = torch.load(tmp_path / "out" / run.STATE, weights_only=True)["progress"]["wall_s"]
+    assert trained_s > 0
+    assert train.main(command) == 0
+    summaries = [json.loads((tmp_path / name / "train.json").read_text()) for name in ("whole", "out")]
+    one, other = ([entry["loss"] for entry in summary["history"]] for summary in summaries)
+    assert one == pytest.approx(other)
+    assert summaries[1]["wall_s"] >= round(trained_s, 1)
+    assert train.main(command) == 0
+    assert json.loads((tmp_path / "out" / "train.json").read_text())["wall_s"] == summaries[1]["wall_s"]
+
+
+def test_who_knows_other_classes_teaches_nobody_and_starts_none_with_its_head(
+    toy_checkpoint: Path, toy_images: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    data, dense = tmp_path / "renamed", str(toy_checkpoint.parent / "dense")
+    shutil.copytree(toy_images, data)
+    for split in ("train", "test"):
+        first = sorted((data / split).iterdir())[0]
+        first.rename(first.with_name("zebra"))
+    assert train.main(options(data, tmp_path / "taught", "--epochs", "1", "--teacher", dense)) == 2
+    assert "knows other classes than" in capsys.readouterr().err
+    assert train.main(options(data, tmp_path / "started", "--epochs", "1", "--init", dense)) == 0
+    assert "2 tensors new: vit.head.bias, vit.head.weight" in capsys.readouterr().err
+
+
+def test_what_is_said_of_a_start_changes_it_also_where_it_says_nothing(toy_checkpoint: Path, tmp_path: Path) -> None:
+    def made(start: Path, *more: str) -> PrunedViTConfig:
+        given = train.parse([*options(tmp_path, tmp_path, "--init", str(start)), *more])
+        return train.model_for(given, tuple(CLASSES)).config
+
+    given = ["--stage", "joint", "--bypass-rank", "4", "--full-layers", "2"]
+    rich = train.model_for(
+        train.parse([*options(tmp_path, tmp_path, "--init", str(toy_checkpoint)), *given]), tuple(CLASSES)
+    )
+    checkpoint.save(rich, tmp_path / "rich")
+    assert (rich.config.bypass_rank, rich.config.full_layers) == (4, 2)
+    kept = made(tmp_path / "rich", "--stage", "joint")
+    assert (kept.bypass_rank, kept.full_layers) == (4, 2)
+    without = made(tmp_path / "rich", "--stage", "joint", "--bypass-rank", "0", "--full-layers", "0")
+    assert (without.bypass_rank, without.full_layers) == (0, 0)
+    with pytest.raises(ValueError, match="leave out --model"):
+        made(toy_checkpoint, "--model", "vit_small_patch16_224")
 
 
 def test_what_a_stage_freezes_has_no_gradient_where_it_computes_in_half_precision(
