@@ -247,12 +247,7 @@ def _write_manifest(source: Source, models: dict[int, PrunedViT], folder: Path) 
         served={name: file for name in PRECISIONS if (file := in_precision(ANY_SIZE, name)) in digests},
         dense={name: file for name in PRECISIONS if (file := in_precision(ANY_SIZE_DENSE, name)) in digests},
         masked_graph=MASKED,
-        presets=choose_presets(
-            source.calibration["rows"],
-            source.calibration["second_looks"],
-            config.image_size_px,
-            source.calibration["images"],
-        ),
+        presets=choose_presets(source.calibration["rows"], source.calibration["second_looks"], config.image_size_px),
         calibration=calibration_points(source.calibration["rows"]),
         packing=PACKING,
         second_looks=second_look_points(source.calibration["second_looks"]),

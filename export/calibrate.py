@@ -10,7 +10,6 @@ from service.budget import time_ratio
 # Accuracy a preset may lose against computing everything, on the calibration images: what was lost there, and so many
 # standard errors of it, for other images are not the same, and those were seen by the start of training.
 MARGIN = 2
-_LEAST_LOST = 1.5  # images, whose share is the least error: MARGIN times that is the "rule of three"
 TOLERATED_LOSS = {"full": 0.0, "balanced": 0.005, "economy": 0.015}
 
 # What gates and packing take beside the MACs, as a share of the dense model's time at the same input size: they pass
@@ -72,9 +71,7 @@ def dense_row(rows: list[dict[str, Any]], full_px: int) -> dict[str, Any]:
     raise ValueError(f"no row for threshold 0 at the full size, {full_px} px")
 
 
-def choose_presets(
-    rows: list[dict[str, Any]], twice: list[dict[str, Any]], full_px: int, images: int
-) -> dict[str, Preset]:
+def choose_presets(rows: list[dict[str, Any]], twice: list[dict[str, Any]], full_px: int) -> dict[str, Preset]:
     """For each preset the fastest way within its tolerated loss, in one look or two; `full` computes everything.
 
     A preset's last look is the full one: what it promises is measured against that.
@@ -82,7 +79,6 @@ def choose_presets(
     Args:
         rows, twice: what was measured of one look and of two; `lost_error` is the standard error of the accuracy that
             each loses against computing everything, on the same images.
-        images: how many they are. Of few, none lost says little: up to 3 in so many may be, with 95 % confidence.
     """
     full = dense_row(rows, full_px)
     ways = list(zip(time_ratios(rows), rows, strict=True))
@@ -90,7 +86,7 @@ def choose_presets(
     presets = {"full": full}
     for name in ("balanced", "economy"):
         presets[name] = min(
-            ((time, row) for time, row in ways if _lost(row, full, images) <= TOLERATED_LOSS[name] + 1e-9),
+            ((time, row) for time, row in ways if _lost(row, full) <= TOLERATED_LOSS[name] + 1e-9),
             key=lambda each: (each[0], -each[1]["top1"]),
         )[1]
     return {
@@ -99,9 +95,7 @@ def choose_presets(
     }
 
 
-def _lost(row: dict[str, Any], full: dict[str, Any], images: int) -> float:
-    """The accuracy a row loses, at most, on other images; none for the full row itself."""
-    if row is full:
-        return 0.0
-    lost: float = full["top1"] - row["top1"] + MARGIN * max(row["lost_error"], _LEAST_LOST / images)
+def _lost(row: dict[str, Any], full: dict[str, Any]) -> float:
+    """The accuracy a row loses, at most, on other images; none for the full row itself, whose error is 0."""
+    lost: float = full["top1"] - row["top1"] + MARGIN * row["lost_error"]
     return lost
