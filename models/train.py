@@ -48,9 +48,7 @@ from models.teacher import Teacher
 
 # Of TrainConfig: what the views of a run depend on, beside its images.
 VIEWS = ("batch_size", "shift_px", "crop_min", "colour", "mixup", "cutmix", "holdout_ratio", "max_images", "seed")
-
-
-MODEL = "vit_small_patch14_dinov2"
+MODEL = "vit_small_patch14_dinov2"  # where neither --model nor --init names one
 
 
 class RecipeParser(argparse.ArgumentParser):

@@ -20,7 +20,8 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from service.error_handlers import problem
 from service.settings import Settings
 
-_PROBES = ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready")
+# Answered in a crowded process, too: it isn't dead, and whoever watches it should see it.
+_PROBES = ("/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready")
 _MAX_PIPELINED = 32  # requests that came with one that isn't answered; the parser takes all that a packet holds at once
 _HARD_LIMIT_RATIO = 2  # so many times the limit, and a connection isn't even read from
 _LINGER_S = 1.0  # without a byte from a client that was answered before it had sent all

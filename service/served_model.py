@@ -111,14 +111,10 @@ def serve_model(
         on_sample=partial(metrics.on_sample, manifest.name),
         on_verdict=controller.judge,
     )
-    cache = AnswerCache(
-        manifest,
-        settings.cache_bytes,
-        on_find=partial(metrics.on_find, manifest.name),
-        on_store=partial(metrics.on_store, manifest.name),
-    )
+    on_find, on_store = partial(metrics.on_find, manifest.name), partial(metrics.on_store, manifest.name)
+    size_bytes = settings.cache_bytes
+    cache = AnswerCache(manifest, size_bytes, on_find=on_find, on_store=on_store) if size_bytes else None
     metrics.serve(manifest, engine.precision)
     batcher.start()
     guard.start()
-    used = cache if settings.cache_bytes else None
-    return ServedModel(bundle, manifest, engine.precision, batcher, cost, planner, guard, used)
+    return ServedModel(bundle, manifest, engine.precision, batcher, cost, planner, guard, cache)

@@ -10,6 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 
 import uvicorn
@@ -92,10 +93,10 @@ def serve(app: FastAPI, settings: Settings) -> int:
         delay_s=settings.drain_delay_s,
         timeout_s=settings.drain_timeout_s,
     )
-    try:
+    with suppress(SystemExit):  # uvicorn's, with a code of its own, if it can't start, after it said why
         server.run()
-    except SystemExit:
-        return EXIT_USAGE  # uvicorn's, before it served anything, and after it said why
+    if not server.started:
+        return EXIT_USAGE
     if not lifecycle.finished_in_time:
         logging.getLogger("skipvit").error("gave up on images that were still being computed")
     logging.shutdown()

@@ -95,7 +95,7 @@ def main() -> int:
     decode_s = float(os.environ.get("DECODE_MS", "0")) / 1e3
 
     def slow(*given: Any) -> NDArray[np.uint8]:
-        time.sleep(decode_s)
+        time.sleep(decode_s)  # what a decoder in native code does: nobody can wake it, and no event ends it
         return read(*given)
 
     with mock.patch.object(decode_pool, "read", slow):

@@ -493,6 +493,20 @@ async def test_when_nobody_is_idle_new_ones_get_503_but_probes_are_answered() ->
         assert (await ask(live.port, "POST", "/v1/classify", plain(9)))[0] == 200
 
 
+async def test_metrics_of_a_crowded_process_are_answered() -> None:
+    async with live_server(FakeEngine(), settings(max_connections=2)) as live:
+        busy = [await connect(live) for _ in range(2)]
+        for _, writer in busy:
+            writer.write(b"POST /v1/classify HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nx")
+            await writer.drain()
+        assert (await ask(live.port, "GET", "/v1/models"))[0] == 503
+        status, content = await ask(live.port, "GET", "/metrics")
+        assert status == 200
+        assert b"skipvit_requests_total" in content
+        for _, writer in busy:
+            writer.close()
+
+
 async def test_far_too_many_connections_arent_even_read_from() -> None:
     async with live_server(FakeEngine(), settings(max_connections=2)) as live:
         silent = [await connect(live) for _ in range(4)]
