@@ -42,6 +42,7 @@ from export.to_onnx import ExportError
 from models import checkpoint
 from models.checkpoint import CheckpointError
 from models.data import DataError, load_images
+from models.options import new_file
 from service.artifact import Bundle, Precision, load_bundle
 from service.budget import Choice
 from service.cpu import usable_cpus
@@ -241,8 +242,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch-sizes", default="1,8,32")
     parser.add_argument("--points", help="of ours: size:threshold[:sure[:again]],...; default: presets, sizes, levels")
     parser.add_argument("--seconds", type=float, default=4.0, help="for each batch size and rival")
-    parser.add_argument("--out", type=Path, help="JSON file to write")
-    parser.add_argument("--plot", type=Path, help="PNG file to write: accuracy against images/s")
+    parser.add_argument("--out", type=new_file, help="JSON file to write")
+    parser.add_argument("--plot", type=new_file, help="PNG file to write: accuracy against images/s")
     parser.add_argument("--write-dense", type=Path, metavar="FOLDER", help="write the dense graph there; time nothing")
     return parser.parse_args(argv)
 

@@ -30,6 +30,7 @@ from export import batch_limits
 from export.benchmark import machine
 from export.parity import image_array
 from models.data import DataError, load_images
+from models.options import new_file
 from service.artifact import Bundle, load_bundle
 from service.cpu import usable_cpus
 from service.errors import ServiceError
@@ -228,7 +229,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     limits = ",".join(map(str, batch_limits.BATCH_SIZES))
     parser.add_argument("--limits", default=limits, help="batch sizes whose rates are timed (%(default)s)")
     parser.add_argument("--seconds", type=float, default=4.0, help="for each time that is taken (%(default)s)")
-    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--out", type=new_file, help="JSON file to write")
     return parser.parse_args(argv)
 
 

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from models.checkpoint import CheckpointError
 from models.data import DataError, LabelledImages, load_images, source_name
+from models.options import count, new_file
 from service.artifact import Bundle, Manifest, Precision, load_bundle
 from service.budget import Choice, second_of
 from service.cpu import usable_cpus
@@ -100,8 +101,7 @@ def measure(bundle: Bundle, precision: Precision, data: str, max_images: int) ->
     count = 0
     for size_px, threshold in tqdm(dict.fromkeys(pairs), desc="points"):
         images = load_images(data, "test", size_px)
-        if images.labels != manifest.labels:
-            raise DataError(f"{data} has other classes than the model: {images.labels[:3]} ...")
+        images.check_classes(manifest.labels, "the model")
         if max_images:
             images = images.select(np.arange(min(max_images, len(images))))
         count = len(images)
@@ -155,8 +155,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--data", required=True, help="parquet folder, image folder or hub name, with a test split")
     parser.add_argument("--precision", choices=["int8", "float16"], default="int8", help="(%(default)s)")
-    parser.add_argument("--max-images", type=int, default=0, help="of the test split; 0: all")
-    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--max-images", type=count, default=0, help="of the test split; 0: all")
+    parser.add_argument("--out", type=new_file, help="JSON file to write")
     options = parser.parse_args(argv)
     try:
         result = measure(load_bundle(options.bundle), options.precision, options.data, options.max_images)

@@ -27,6 +27,7 @@ from export.source import EVALUATION
 from export.to_onnx import ExportError
 from models.checkpoint import CheckpointError
 from models.data import DataError, LabelledImages, load_images, source_name
+from models.options import count, new_file
 from service.artifact import Bundle, load_bundle
 from service.cpu import usable_cpus
 from service.errors import ServiceError
@@ -42,8 +43,7 @@ def images_of(bundle: Bundle, data: str, max_images: int) -> dict[int, LabelledI
         DataError: the data can't be read, or has other classes.
     """
     images = {size_px: load_images(data, "test", size_px) for size_px in bundle.manifest.sizes_px}
-    if (labels := images[bundle.manifest.full.size_px].labels) != bundle.manifest.labels:
-        raise DataError(f"{data} has other classes than the model: {labels[:3]} ...")
+    images[bundle.manifest.full.size_px].check_classes(bundle.manifest.labels, "the model")
     count = {size_px: min(max_images or len(found), len(found)) for size_px, found in images.items()}
     return {size_px: found.select(np.arange(count[size_px])) for size_px, found in images.items()}
 
@@ -99,8 +99,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--data", required=True, help="parquet folder, image folder or hub name, with a test split")
-    parser.add_argument("--max-images", type=int, default=0, help="of the test split; 0: all")
-    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--max-images", type=count, default=0, help="of the test split; 0: all")
+    parser.add_argument("--out", type=new_file, help="JSON file to write")
     options = parser.parse_args(argv)
     try:
         bundle = load_bundle(options.bundle)

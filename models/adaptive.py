@@ -24,6 +24,7 @@ from models import checkpoint
 from models.checkpoint import CheckpointError
 from models.data import DataError, LabelledImages, load_images, source_name
 from models.macs import shape_of, used_macs
+from models.options import device, levels, new_file
 from models.preprocessing import normalise
 from models.pruned_vit import Decide, PrunedViT
 
@@ -57,10 +58,11 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     evaluation = json.loads(options.evaluation.read_text())
     size_px = model.config.image_size_px
     images = load_images(options.data, "test", size_px)
+    images.check_classes(model.config.labels, "the model")
     if len(images) != evaluation["images"] or evaluation["split"] != "test":
         raise DataError(f"{options.evaluation} is of {evaluation['images']} {evaluation['split']} images, not of these")
     rows = []
-    for threshold in map(float, options.thresholds.split(",")):
+    for threshold in options.thresholds:
         found = [row for row in evaluation["rows"] if (row["size_px"], row["threshold"]) == (size_px, threshold)]
         if not found:
             raise DataError(f"{options.evaluation} has no row for {size_px} px and threshold {threshold:g}")
@@ -77,9 +79,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--checkpoint", "--bundle", type=Path, required=True, help="checkpoint folder or model bundle")
     parser.add_argument("--data", required=True, help="folder of parquet files, image folder or hub name")
     parser.add_argument("--evaluation", type=Path, required=True, help="JSON of `models.evaluate` on the test images")
-    parser.add_argument("--thresholds", default="0.15,0.25,0.35,0.5")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--thresholds", type=levels, default="0.15,0.25,0.35,0.5")
+    parser.add_argument("--device", type=device, default="auto", help="auto: cuda where there is one")
+    parser.add_argument("--out", type=new_file, help="JSON file to write")
     return parser.parse_args(argv)
 
 

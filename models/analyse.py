@@ -28,6 +28,7 @@ from models.data import DataError, LabelledImages, load_images, source_name
 from models.figures import Adaptive, Curve, Example, Floats, Keep, Similarity
 from models.labels import scaled_cosine_similarity
 from models.macs import shape_of, used_macs
+from models.options import count, device
 from models.preprocessing import normalise
 from models.pruned_vit import PrunedViT
 
@@ -185,24 +186,22 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--evaluation", type=Path, nargs="*", default=[], help="JSON files of models.evaluate --out")
     parser.add_argument("--threshold", type=float, default=0.5, help="score threshold of all figures but the curves")
     parser.add_argument("--image-size", type=int, help="side of the input, px; default: the model's own")
-    parser.add_argument("--max-images", type=int, default=1000, help="spread evenly over the test images; 0: all")
-    parser.add_argument("--device", default="auto", help="auto: cuda where there is one")
+    parser.add_argument("--max-images", type=count, default=1000, help="spread evenly over the test images; 0: all")
+    parser.add_argument("--device", type=device, default="auto", help="auto: cuda where there is one")
     parser.add_argument("--out", type=Path, required=True, help="folder for the PNG files and analysis.json")
     return parser.parse_args(argv)
 
 
-def load(folder: Path, size_px: int | None, device: str) -> PrunedViT:
+def load(folder: Path, size_px: int | None, place: str) -> PrunedViT:
     """A checkpoint at an input size, by default its own."""
     model = checkpoint.load(folder)
-    place = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     return checkpoint.at_size(model, size_px or model.config.image_size_px).to(place)
 
 
 def load_test_images(source: str, model: PrunedViT, count: int) -> LabelledImages:
     """`count` of the test images (0: all), evenly spread: image folders are sorted by class."""
     images = load_images(source, "test", model.config.image_size_px)
-    if images.labels != model.config.labels:
-        raise DataError(f"{source} has other classes than the model: {images.labels[:3]} ...")
+    images.check_classes(model.config.labels, "the model")
     count = min(count or len(images), len(images))
     if count < FEWEST_IMAGES:
         raise DataError(f"{count} images are too few to compare: give {FEWEST_IMAGES} or more")

@@ -26,3 +26,11 @@ def check_supported(vit: nn.Module, name: str) -> None:
             raise UnsupportedModel(f"{name}: layer {index} has a {type(block.attn).__name__} with parts unknown here")
     if vit.num_prefix_tokens < 1:
         raise UnsupportedModel(f"{name} has no CLS or register token; at least one must always be kept")
+
+
+def check_size(vit: VisionTransformer, size_px: int) -> None:
+    """Raise UnsupportedModel unless a side of `size_px` is a whole number of patches."""
+    if any(size_px % patch_px for patch_px in vit.patch_embed.patch_size):
+        raise UnsupportedModel(
+            f"an input of {size_px} px isn't a whole number of {max(vit.patch_embed.patch_size)}-px patches"
+        )

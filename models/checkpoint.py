@@ -119,9 +119,6 @@ def at_size(model: PrunedViT, size_px: int) -> PrunedViT:
     """The same weights at another input size, the position embedding resampled; ValueError if patches don't fit."""
     if size_px == model.config.image_size_px:
         return model
-    patch = model.vit.patch_embed.patch_size[0]
-    if size_px % patch:
-        raise ValueError(f"an input of {size_px} px isn't a whole number of {patch}-px patches")
     other = build(replace(model.config, image_size_px=size_px))
     tensors = dict(model.state_dict())
     tensors["vit.pos_embed"] = resample_abs_pos_embed(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
@@ -10,6 +12,11 @@ Skips = Literal["layer", "mlp"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+Range = tuple[float, float]  # both ends are in it
+ABOVE_0: Range = (math.ulp(0.0), math.inf)
+FROM_1: Range = (1, math.inf)
+SHARE: Range = (0, 1)
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,8 @@ class PrunedViTConfig:
     std: tuple[float, ...] = IMAGENET_STD
 
     def __post_init__(self) -> None:
-        """ValueError where idle patches would attend, and nobody to them."""
+        """ValueError where a number is out of range, or idle patches would attend and nobody to them."""
+        check_ranges(vars(self), {"image_size_px": FROM_1, "gate_hidden": FROM_1, "std": ABOVE_0})
         if self.attention == "kept_only" and (self.skips == "mlp" or self.mlp_layers > self.full_layers):
             raise ValueError("where idle patches bypass the MLP alone all attend: attention is full_context")
 
@@ -95,3 +103,22 @@ class TrainConfig:
     validate_every: int = 1  # epochs between looks at the images kept out; the last epoch always ends with one
     max_images: int = 0  # training images used, 0 for all
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """ValueError names a number that is out of range."""
+        counts = ("epochs", "batch_size", "validate_every", "sizes_px", "judged_px")
+        shares = ["warmup_ratio", "label_smoothing", "distillation", "drop_path", "threshold_max", "dense_share"]
+        shares += ("full_share", "ramp_ratio", "crop_min", "cosine_threshold", "impact_skip", "holdout_ratio")
+        ranges = dict.fromkeys(counts, FROM_1) | dict.fromkeys(shares, SHARE) | {"learning_rate": ABOVE_0}
+        check_ranges(vars(self), ranges)
+
+
+def check_ranges(settings: Mapping[str, Any], ranges: Mapping[str, Range]) -> None:
+    """ValueError names the first number, alone or in a tuple, outside its range; where none is given, below 0."""
+    for name, value in settings.items():
+        least, most = ranges.get(name, (0, math.inf))
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int | float) and not (least <= number <= most and math.isfinite(number)):
+                lowest = "above 0" if (least, most) == ABOVE_0 else f"{least} or more"
+                wanted = lowest if most == math.inf else f"from {least} to {most}"
+                raise ValueError(f"{name.replace('_', '-')} {number}: has to be {wanted}")

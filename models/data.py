@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from datasets.exceptions import DatasetsError
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -54,11 +55,21 @@ class LabelledImages(Dataset[Any]):
             row = self.rows[index]
             if row[self.image_column] is None:
                 raise OSError("there is none")
-        except OSError as error:  # Pillow's UnidentifiedImageError is one
+        except (OSError, Image.DecompressionBombError) as error:  # Pillow's UnidentifiedImageError is an OSError
             raw = self.rows.cast_column(self.image_column, datasets.Image(decode=False))[index][self.image_column] or {}
             name = raw.get("path") or f"image {index} of {len(self)}, of label {self.rows[self.label_column][index]},"
             raise DataError(f"{name} can't be decoded ({error}): remove or replace it") from None
         return row[self.image_column], int(row[self.label_column])
+
+    def check_classes(self, wanted: tuple[str, ...], of: str) -> None:
+        """DataError says how the classes differ from those wanted, in order, which are `of` something."""
+        if self.labels == wanted:
+            return
+        odd = [name for name in self.labels if name not in wanted], [name for name in wanted if name not in self.labels]
+        words = zip(odd, ("more", "missing"), strict=True)
+        parts = [f"{len(names)} {word}, such as {names[0]!r}" for names, word in words if names]
+        reason = "; ".join(parts) or "the same, in another order"
+        raise DataError(f"the data have other classes than {of} ({len(self.labels)} for {len(wanted)}: {reason})")
 
     def select(self, indices: NDArray[np.int64]) -> LabelledImages:
         """The given rows, in the given order."""
@@ -157,7 +168,7 @@ def _read(source: str, split: str) -> Any:
         raise DataError(f"{source} is no folder: give a folder of parquet files, an image folder or a hub name")
     try:
         found = datasets.load_dataset(str(local) if local.is_dir() else source)
-    except (DatasetsError, OSError, ValueError) as error:  # OSError: no network, no such file
+    except (DatasetsError, OSError, ValueError, LookupError) as error:  # OSError: no network, no such file
         reason = str(error).splitlines()[0]
         raise DataError(f"{source} can't be read as a data set: {reason}") from None
     for name in (split, *(("validation", "val") if split == "test" else ())):

@@ -32,6 +32,7 @@ from models.data import DataError, LabelledImages, held_out, load_images, source
 from models.frontier import frontier
 from models.labels import keep_labels
 from models.macs import shape_of, used_macs
+from models.options import count, device, integers, levels, new_file, positive
 from models.preprocessing import normalise
 from models.pruned_vit import Execution, PrunedViT
 from models.second_look import in_words, lost_error, second_looks
@@ -134,11 +135,7 @@ def sparse_answers(model: PrunedViT) -> Answers:
     execution: Execution = "masked" if model.config.scaled else "sparse"
 
     def answers(pixels: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
-        out = model(
-            normalise(pixels, model.config.mean, model.config.std),
-            threshold,
-            execution,
-        )
+        out = model(normalise(pixels, model.config.mean, model.config.std), threshold, execution)
         return out.logits, out.kept
 
     return answers
@@ -187,15 +184,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", required=True, help="folder of parquet files, image folder or hub name")
     parser.add_argument("--split", choices=["test", "heldout"], default="test", help="heldout: of the training images")
     parser.add_argument("--holdout-ratio", type=float, default=0.05, help="as in training, for --split heldout")
-    parser.add_argument("--sizes", default="", help="input sizes, px, comma-separated; default: own, or the bundle's")
-    parser.add_argument("--max-images", type=int, default=0, help="0: all")
-    parser.add_argument("--thresholds", default=",".join(map(str, THRESHOLDS)))
+    parser.add_argument("--sizes", type=integers, help="input sizes, px, with commas; default: own, or the bundle's")
+    parser.add_argument("--max-images", type=count, default=0, help="0: all")
+    parser.add_argument("--thresholds", type=levels, default=THRESHOLDS)
     parser.add_argument("--cosine-threshold", type=float, default=0.8, help="of the labels the gates are judged by")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch's")
-    parser.add_argument("--workers", type=int, default=0, help="processes that decode images; 0: none of their own")
-    parser.add_argument("--out", type=Path, help="JSON file to write")
-    parser.add_argument("--predictions", type=Path, help="NPZ file to write: every image's answer in every row")
+    parser.add_argument("--batch-size", type=positive, default=32)
+    parser.add_argument("--device", type=device, default="auto", help="torch's; auto: cuda where there is one")
+    parser.add_argument("--workers", type=count, default=0, help="processes that decode images; 0: none of their own")
+    parser.add_argument("--out", type=new_file, help="JSON file to write")
+    parser.add_argument("--predictions", type=new_file, help="NPZ file to write: every image's answer in every row")
     return parser.parse_args(argv)
 
 
@@ -209,30 +206,28 @@ def load_split(data: str, split: str, size_px: int, holdout: float, folder: Path
 
 def measure(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """Evaluate what the options name: the result as it is written to --out, and every image's answers."""
-    thresholds = tuple(float(value) for value in options.thresholds.split(","))
     folder: Path = options.bundle or options.checkpoint
     trained = checkpoint.load(folder)
     sizes: tuple[int, ...] = (trained.config.image_size_px,)
-    served, device = None, options.device
+    served, place = None, options.device
     runtime = f"torch {torch.__version__.split('+')[0]}, float32, sparse path"
     if options.bundle:
         from export.served import open_bundle  # here alone, for rooms apart: whoever trains needs no ONNX Runtime
 
-        (sizes, served, runtime), device = open_bundle(options.bundle, options.precision), "cpu"
+        (sizes, served, runtime), place = open_bundle(options.bundle, options.precision), "cpu"
     full = shape_of(trained)
-    tallies, labels, count = [], np.zeros(0, np.int16), 0
-    for size_px in [int(size) for size in options.sizes.split(",") if size] or sizes:
-        model = checkpoint.at_size(trained, size_px).to(device)
+    tallies, labels = [], np.zeros(0, np.int16)
+    for size_px in options.sizes or sizes:
+        model = checkpoint.at_size(trained, size_px).to(place)
         images = load_split(options.data, options.split, size_px, options.holdout_ratio, folder)
-        if images.labels != model.config.labels:
-            raise DataError(f"{options.data} has other classes than the model: {images.labels[:3]} ...")
+        images.check_classes(model.config.labels, "the model")
         if options.max_images:
             images = images.spread(options.max_images)
-        count, labels = len(images), np.asarray(images.rows[images.label_column], np.int16)
+        labels = np.asarray(images.rows[images.label_column], np.int16)
         tallies += evaluate(
             model,
             images,
-            thresholds,
+            options.thresholds,
             options.cosine_threshold,
             options.batch_size,
             full_macs=full.dense,
@@ -245,7 +240,7 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, NDAr
     result = {
         "data": source_name(options.data),
         "split": options.split,
-        "images": count,
+        "images": len(labels),
         "image_size_px": trained.config.image_size_px,
         "attention": trained.config.attention,
         "gated_layers": list(trained.config.gated_layers),
@@ -253,7 +248,7 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, NDAr
         "patches": full.patches,
         "dense_macs": full.dense,
         "timm_forward_macs": full.timm_forward,
-        "device": device,
+        "device": place,
         "runtime": runtime,
         "rows": [tally.row() for tally in tallies],
     }

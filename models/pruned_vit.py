@@ -19,7 +19,7 @@ from timm.layers import LayerScale, Mlp
 from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
 
-from models.backbone import UnsupportedModel, check_supported, reads_prefix_only
+from models.backbone import UnsupportedModel, check_size, check_supported, reads_prefix_only
 from models.bypass import Bypass
 from models.config import Attention as AttentionMode
 from models.config import PrunedViTConfig
@@ -53,8 +53,9 @@ class PrunedViT(nn.Module):
     def __init__(self, vit: VisionTransformer, config: PrunedViTConfig) -> None:
         super().__init__()
         check_supported(vit, config.architecture)
-        if not set(config.gated_layers) <= set(range(len(vit.blocks))):
-            raise ValueError(f"gated_layers {config.gated_layers}: the model has layers 0 to {len(vit.blocks) - 1}")
+        check_size(vit, config.image_size_px)
+        if not set(named := config.gated_layers + config.exits) <= set(range(len(vit.blocks))):
+            raise ValueError(f"gated_layers and exits {named}: the model has layers 0 to {len(vit.blocks) - 1}")
         self.config = config
         self.vit = vit
         self.masked_block = masked_block  # training may compile it
@@ -294,7 +295,6 @@ def build(config: PrunedViTConfig, *, drop_path: float = 0.0, any_size: bool = F
             dynamic_img_size=any_size,
         )
     except (RuntimeError, TypeError) as error:
-        raise UnsupportedModel(
-            f"timm can't build {config.architecture!r} at {config.image_size_px} px: {error}"
-        ) from error
+        what = f"{config.architecture!r} at {config.image_size_px} px"
+        raise UnsupportedModel(f"timm can't build {what}: {error}") from error
     return PrunedViT(vit, config)

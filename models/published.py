@@ -30,6 +30,7 @@ from models.data import DataError, LabelledImages, load_images, source_name
 from models.evaluate import Tally
 from models.labels import scaled_cosine_similarity
 from models.macs import shape_of
+from models.options import count, positive
 from models.preprocessing import normalise
 from models.pruned_vit import PrunedViT, build
 from models.results import FILE, dumps
@@ -143,20 +144,21 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, required=True, help="folder of the gates' checkpoints")
     parser.add_argument("--data", required=True, help="folder of parquet files, image folder or hub name")
-    parser.add_argument("--max-images", type=int, default=0, help="0: all")
+    parser.add_argument("--max-images", type=count, default=0, help="0: all")
     parser.add_argument("--oracle", type=float, nargs="*", default=[0.83], help="more cosine thresholds of the oracle")
-    parser.add_argument("--batch-size", type=int, default=50)
+    parser.add_argument("--batch-size", type=positive, default=50)
     parser.add_argument("--out", type=Path, required=True, help="folder with the results to add to")
     options = parser.parse_args(argv)
     try:
+        results = json.loads((options.out / FILE).read_text())
         folders = [file.parent for file in sorted(options.runs.glob(f"*/{checkpoint.TRAINING}"), reverse=True)]
         if not folders:
             raise ValueError(f"{options.runs} has no checkpoint")
         found = contenders(folders, options.oracle)
         images = load_images(options.data, "test", found[0].model.config.image_size_px)
+        images.check_classes(found[0].model.config.labels, "the model")
         images = images.select(np.arange(min(options.max_images or len(images), len(images))))
         table = {"data": source_name(options.data), **measure(found, images, options.batch_size)}
-        results = json.loads((options.out / FILE).read_text())
     except (DataError, CheckpointError, OSError, ValueError) as error:
         print(f"models.published: {error}", file=sys.stderr)
         return 2

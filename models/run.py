@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -39,12 +40,10 @@ class Machine:
 
 
 def pick_machine(device: str, precision: str, compiled: bool = False) -> Machine:
-    """`auto` takes the GPU where there is one, and bfloat16 where the hardware has it (elsewhere it is slower)."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    """On a device of torch's; `auto` takes bfloat16 where the hardware has it (elsewhere it is slower)."""
     if precision != "auto":
         return Machine(device, {"fp32": torch.float32, "bf16": torch.bfloat16}[precision], compiled)
-    if device == "cuda":
+    if device.startswith("cuda"):
         return Machine(device, torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32, compiled)
     fast = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     half = fast.get("avx512_bf16") or fast.get("amx_bf16")
@@ -115,7 +114,7 @@ class Run:
         self.identity |= origin or {}
         self.stage = STAGES[config.stage]
         self.optimiser = torch.optim.AdamW(  # of a stage's parameters; it freezes the others
-            self.stage.parameter_groups(model, config), lr=config.learning_rate, fused=machine.device == "cuda"
+            self.stage.parameter_groups(model, config), lr=config.learning_rate, fused=machine.device.startswith("cuda")
         )
         half = machine.dtype is not torch.float32
         self.working = copy.deepcopy(self.model).to(machine.dtype) if half else self.model  # what computes
@@ -128,7 +127,11 @@ class Run:
         """Go on from the folder's last state, if it has one of the same run; CheckpointError if it's another's."""
         if not (self.out / STATE).exists():
             return False
-        state = torch.load(self.out / STATE, map_location=self.machine.device, weights_only=True)
+        try:
+            state = torch.load(self.out / STATE, map_location=self.machine.device, weights_only=True)
+        except (RuntimeError, EOFError, UnpicklingError) as error:
+            reason = str(error).partition("\n")[0]
+            raise CheckpointError(f"{self.out / STATE} is damaged ({reason}): delete it to begin anew") from None
         stored = state.get("identity", {})
         other = sorted(key for key in stored.keys() | self.identity if stored.get(key) != self.identity.get(key))
         if other:

@@ -40,6 +40,7 @@ from models.data import (
     split_holdout,
 )
 from models.gates import GATES
+from models.options import count, device, integers, new_file, positive
 from models.pruned_vit import PrunedViT, build
 from models.regularise import SCALINGS
 from models.run import Machine, Run, as_json, compile_layers, pick_machine, step_rng
@@ -68,42 +69,38 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoint, state and log")
     parser.add_argument("--init", type=Path, help="checkpoint folder or timm safetensors file; without: random weights")
     parser.add_argument("--model", help=f"timm model name; default: --init's, or {MODEL}")
-    parser.add_argument("--image-size", type=int, help="side of the input, px; default: --init's, or 112")
+    parser.add_argument("--image-size", type=positive, help="side of the input, px; default: --init's, or 112")
     parser.add_argument(
         "--attention", choices=["full_context", "kept_only"], help="default: as --init, or full_context"
     )
     parser.add_argument(
         "--skips", choices=["layer", "mlp"], help="what an idle patch bypasses; default: --init's, or layer"
     )
-    parser.add_argument("--full-layers", type=int, help="so many first layers attend to all; default: --init's")
-    parser.add_argument("--mlp-layers", type=int, help="so many first layers skip the MLP alone; default: --init's")
+    parser.add_argument("--full-layers", type=count, help="so many first layers attend to all; default: --init's")
+    parser.add_argument("--mlp-layers", type=count, help="so many first layers skip the MLP alone; default: --init's")
     parser.add_argument("--gate", choices=sorted(GATES), help="what scores a patch; default: --init's, or context")
     parser.add_argument(
-        "--gated-layers", help="comma-separated, from 0; default: as --init, or all but a CLS-only last"
+        "--gated-layers", type=integers, help="comma-separated, from 0; default: as --init, or all but a CLS-only last"
     )
     parser.add_argument("--teacher", type=Path, help="checkpoint folder whose answers are learned as well")
-    parser.add_argument("--answers", type=Path, help="file that holds them for runs with the same views")
+    parser.add_argument("--answers", type=new_file, help="file that holds them for runs with the same views")
     parser.add_argument("--answers-only", action="store_true", help="write that file for every epoch and stop")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--device", type=device, default="auto", help="auto, cpu or cuda")
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto")
     parser.add_argument(
         "--compile", action="store_true", help="layers through torch.compile: for large batches or inputs"
     )
     parser.add_argument(
-        "--bypass-rank", type=int, help="of an update that idle patches get; default: --init's, or none"
+        "--bypass-rank", type=count, help="of an update that idle patches get; default: --init's, or none"
     )
     parser.add_argument("--scaled", nargs="*", choices=sorted(SCALINGS), help="against over-smoothing")
-    parser.add_argument("--exits", type=_integers, help="layers after which a head of their own may answer, from 0")
-    parser.add_argument("--workers", type=int, default=0, help="processes that decode images; 0: none of their own")
+    parser.add_argument("--exits", type=integers, help="layers after which a head of their own may answer, from 0")
+    parser.add_argument("--workers", type=count, default=0, help="processes that decode images; 0: none of their own")
     for field in fields(TrainConfig):
         if field.name != "stage":
-            kind: Any = {"int": int, "float": float, "tuple[int, ...]": _integers}[str(field.type)]
+            kind: Any = {"int": int, "float": float, "tuple[int, ...]": integers}[str(field.type)]
             parser.add_argument("--" + field.name.replace("_", "-"), type=kind, default=field.default)
     return parser.parse_args(argv)
-
-
-def _integers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(",") if part)
 
 
 def model_for(options: argparse.Namespace, labels: tuple[str, ...]) -> PrunedViT:
@@ -117,7 +114,7 @@ def model_for(options: argparse.Namespace, labels: tuple[str, ...]) -> PrunedViT
     if options.stage in ("dense", "exits"):
         config = replace(config, gated_layers=())
     elif options.gated_layers:
-        config = replace(config, gated_layers=tuple(map(int, options.gated_layers.split(","))))
+        config = replace(config, gated_layers=options.gated_layers)
     elif not config.gated_layers:
         config = replace(config, gated_layers=tuple(range(len(vit.blocks) - reads_prefix_only(vit))))
     sizes = (*options.sizes_px, *options.judged_px)
@@ -153,10 +150,7 @@ def teacher_for(
     if options.teacher is None:
         return None
     model = checkpoint.load(options.teacher).requires_grad_(False).to(machine.device, machine.dtype)
-    if model.config.labels != training.labels:
-        raise DataError(
-            f"--teacher {options.teacher} knows other classes than {options.data}: {training.labels[:3]} ..."
-        )
+    training.check_classes(model.config.labels, f"--teacher {options.teacher}")
     if machine.compiled:
         compile_layers(model)
     views = {name: getattr(config, name) for name in VIEWS} | {"data": source_name(options.data)}
@@ -183,6 +177,9 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
     if teacher is not None and options.answers is not None:
         teacher.load(options.answers)
     decoded = [decode(split, options.workers) for split in (training, heldout)]
+    if absent := sorted(set(range(len(images.labels))) - set(decoded[0].labels.tolist())):
+        names = ", ".join(images.labels[index] for index in absent[:4])
+        print(f"{len(absent)} of {len(images.labels)} classes have no training image: {names}", file=sys.stderr)
     origin = {
         "data": source_name(options.data),
         "training_digest": decoded[0].digest(),
@@ -202,7 +199,7 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
     summary = {
         "config": as_json(config),
         **origin,
-        "device": torch.cuda.get_device_name() if machine.device == "cuda" else "cpu",
+        "device": torch.cuda.get_device_name() if machine.device.startswith("cuda") else "cpu",
         "precision": str(machine.dtype),
         "wall_s": round(run.progress.wall_s, 1),
         "history": run.progress.history,
@@ -220,7 +217,6 @@ def ask(teacher: Teacher | None, file: Path | None, training: Images, config: Tr
         for pixels, labels in training.batches(config.batch_size, epoch_order(len(training), config.seed, epoch)):
             teacher.answers(step, augment(pixels, labels, classes, config, step_rng(config, step)))
             step += 1
-    file.parent.mkdir(parents=True, exist_ok=True)
     teacher.save(file)
     return {"answers": file.name, "steps": step, "views": teacher.views}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import re
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,39 @@ def test_a_file_that_is_no_image_is_named(tmp_path: Path) -> None:
         list(images.batches(1))
     with pytest.raises(DataError, match=r"train/b/1.png can't be decoded"):
         source_size(images.select(np.array([2])), 8)
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file")  # the library's, which fails on it
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_table_of_images_that_lacks_a_column_gets_one_line(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "train" / "0.png")
+    (tmp_path / "train" / "metadata.csv").write_text("name,label\n0.png,a\n")
+    with pytest.raises(DataError, match="can't be read as a data set"):
+        load_images(str(tmp_path), "train", 8)
+    gc.collect()
+
+
+def test_an_image_of_too_many_pixels_is_named(toy_images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    with pytest.raises(DataError, match=r"train/blue/0.png can't be decoded \(Image size .*: remove or replace it"):
+        load_images(str(toy_images), "train", 8).read(0)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "reason"),
+    [
+        (("blue", "green"), "3 for 2: 1 more, such as 'red'"),
+        (("blue", "green", "red", "white"), "3 for 4: 1 missing, such as 'white'"),
+        (("blue", "green", "white"), "3 for 3: 1 more, such as 'red'; 1 missing, such as 'white'"),
+        (("red", "green", "blue"), "3 for 3: the same, in another order"),
+    ],
+)
+def test_how_classes_differ_is_said(wanted: tuple[str, ...], reason: str, toy_images: Path) -> None:
+    images = load_images(str(toy_images), "test", 8)
+    images.check_classes(("blue", "green", "red"), "the model")
+    with pytest.raises(DataError, match=re.escape(f"other classes than the model ({reason})")):
+        images.check_classes(wanted, "the model")
 
 
 def test_what_a_parquet_file_lacks_is_said_by_its_place(tmp_path: Path) -> None:

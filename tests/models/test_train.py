@@ -299,6 +299,20 @@ def test_a_folder_with_another_run_is_not_overwritten(
     assert said in capsys.readouterr().err
 
 
+def test_a_damaged_state_is_named(toy_images: Path, tmp_path: Path, capsys: Capture) -> None:
+    assert train.main(options(toy_images, tmp_path, "--epochs", "1")) == 0
+    state = (tmp_path / "state.pt").read_bytes()
+    for damaged in (state[: len(state) // 2], b"", b"no state"):
+        (tmp_path / "state.pt").write_bytes(damaged)
+        assert train.main(options(toy_images, tmp_path, "--epochs", "1")) == 2
+        assert "state.pt is damaged" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_classes_without_training_images_are_told(toy_images: Path, tmp_path: Path, capsys: Capture) -> None:
+    assert train.main(options(toy_images, tmp_path, "--epochs", "1", "--max-images", "1")) == 0
+    assert "2 of 3 classes have no training image: " in capsys.readouterr().err
+
+
 def test_a_start_a_teacher_or_images_of_the_same_names_but_other_content_are_another_run(
     toy_checkpoint: Path, toy_images: Path, tmp_path: Path, capsys: Capture
 ) -> None:
@@ -360,7 +374,7 @@ def test_who_knows_other_classes_teaches_nobody_and_starts_none_with_its_head(
         first = sorted((data / split).iterdir())[0]
         first.rename(first.with_name("zebra"))
     assert train.main(options(data, tmp_path / "taught", "--epochs", "1", "--teacher", dense)) == 2
-    assert "knows other classes than" in capsys.readouterr().err
+    assert "other classes than --teacher" in capsys.readouterr().err
     assert train.main(options(data, tmp_path / "started", "--epochs", "1", "--init", dense)) == 0
     assert "2 tensors new: vit.head.bias, vit.head.weight" in capsys.readouterr().err
 
@@ -403,6 +417,9 @@ def test_what_a_stage_freezes_has_no_gradient_where_it_computes_in_half_precisio
         ({"--init": "nowhere.safetensors"}, "nowhere.safetensors is missing"),
         ({"--holdout-ratio": "1"}, "can't hold out the share 1.0 of 72"),
         ({"--teacher": "./nowhere"}, "nowhere/config.json is missing"),
+        ({"--epochs": "0"}, "epochs 0: has to be 1 or more"),
+        ({"--image-size": "33"}, "an input of 33 px isn't a whole number of 16-px patches"),
+        ({"--exits": "99"}, r"exits \(99,\): the model has layers 0 to 5"),
     ],
 )
 def test_unusable_input_gets_one_line_and_exit_2(
