@@ -23,8 +23,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
             grey[values == transparent] = 255
         return Image.fromarray(grey).convert("RGB")
     if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+        white, image = Image.new("RGB", image.size, (255, 255, 255)), image.convert("RGBA")
+        white.paste(image, mask=image)  # as `alpha_composite`, to the bit
+        return white
     return image.convert("RGB")
 
 

@@ -62,39 +62,43 @@ def second_of(manifest: Manifest, choice: Choice) -> Choice | None:
     return Choice(again_px, choice.threshold) if choice.sure and again_px > choice.size_px else None
 
 
-def expected(manifest: Manifest, size_px: int, threshold: float, sure: float = 0.0, again_px: int = 0) -> Expected:
-    """What the tables say of a choice, on average.
+def expected(manifest: Manifest, choice: Choice, *, looks_ratio: float = 1.0) -> Expected:
+    """What the tables say of a choice, on average, where `looks_ratio` times as many are looked at again as they say.
 
     Linear between the table's thresholds, the nearest one's beyond them; without a table all patches are counted. Of
     two looks at other thresholds than 0 the accuracy isn't known.
     """
-    once = _expected_once(manifest, size_px, threshold)
-    second = second_of(manifest, Choice(size_px, threshold, sure, again_px))
+    once, second = _expected_once(manifest, *choice[:2]), second_of(manifest, choice)
     if second is None:
         return once
-    twice = _expected_once(manifest, second.size_px, threshold)
-    again, accuracy = _looked_again(manifest, size_px, sure, second.size_px)
+    twice = _expected_once(manifest, *second[:2])
+    again, accuracy = _looked_again(manifest, choice.size_px, choice.sure, second.size_px)
+    again = min(1.0, looks_ratio * again)
     return Expected(
         once.macs_ratio + again * twice.macs_ratio,
         once.time_ratio + again * twice.time_ratio,
-        math.nan if threshold else accuracy,
+        math.nan if choice.threshold else accuracy,
         again,
     )
 
 
-def cheaper(manifest: Manifest, choice: Choice, share: float, *, size_px: int | None = None) -> Choice:
+def cheaper(
+    manifest: Manifest, choice: Choice, share: float, *, size_px: int | None = None, looks_ratio: float = 1.0
+) -> Choice:
     """The most accurate choice within the share `share` of the full dense time, or `choice` if that takes no longer.
 
     Args:
         size_px: the only input size to look at, for images that come at a size; None looks at all, and twice as well.
+        looks_ratio: so many times as many images are looked at again as the tables say.
     """
     lines = _lines_of_one_look(manifest, _time, size_px)
     if size_px is None:
-        lines += _lines_of_two_looks(manifest)
+        lines += _lines_of_two_looks(manifest, looks_ratio)
     if not lines:
         return choice
     found = _best(lines, share)
-    return found if expected(manifest, *found).time_ratio < expected(manifest, *choice).time_ratio else choice
+    theirs, ours = (expected(manifest, each, looks_ratio=looks_ratio).time_ratio for each in (choice, found))
+    return found if ours < theirs else choice
 
 
 def dominates(manifest: Manifest, choice: Choice, other: Choice) -> bool:
@@ -249,11 +253,12 @@ def _lines_of_one_look(
     ]
 
 
-def _lines_of_two_looks(manifest: Manifest) -> list[_Line]:
+def _lines_of_two_looks(manifest: Manifest, looks_ratio: float) -> list[_Line]:
+    def candidate(accuracy: float, choice: Choice) -> _Candidate:
+        return _Candidate(accuracy, round(expected(manifest, choice, looks_ratio=looks_ratio).time_ratio, 4), choice)
+
     return [
-        _rising(
-            [_Candidate(point.accuracy, point.macs_ratio, Choice(px, 0.0, point.sure, again_px)) for point in points]
-        )
+        _rising([candidate(point.accuracy, Choice(px, 0.0, point.sure, again_px)) for point in points])
         for (px, again_px), points in manifest.looks.items()
     ]
 

@@ -104,7 +104,7 @@ async def answer_images(
         plans=[
             Plan(
                 one.computed.choice,
-                (plan.degraded or one.given_up) and falls_short(model.manifest, one.computed, wanted),
+                (plan.degraded or one.given_up) and falls_short(model.manifest, one, wanted),
             )
             for one in looked
         ],

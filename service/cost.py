@@ -17,13 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.artifact import Manifest
-from service.budget import expected
+from service.budget import Choice, expected
 from service.macs import used_macs
 
 _FADE = 0.95  # of a run's weight, with every run that follows it
 _CORRECTION_WEIGHT = 0.1  # of the latest run in the moving average of actual over predicted MACs
 _CORRECTION_BOUNDS = (0.25, 4.0)
-_LOOK_FADE = 0.98  # of an image's weight, with every image that follows it
+_LOOK_FADE = 0.98  # of an image's weight, with every image that follows it and may be looked at again
+_IDLE_FADE = 0.998  # with every other one
 _PRIOR_LOOKS = 5.0  # second looks as expected that weigh against what was seen
 _REMEMBERED = 1024  # choices whose expected cost is kept
 _DISTINCT = 1e-3  # relative variance of the runs' MACs below which a fixed part can't be told from a proportional one
@@ -84,25 +85,28 @@ class CostModel:
         self._fit.add(macs + packing, seconds)
         return seconds / predicted_s if predicted_s else None
 
+    @property
+    def looks_ratio(self) -> float:
+        """So many times as many images are looked at again as the tables say; near 1 where few were seen of late."""
+        return (self._looks_due + _PRIOR_LOOKS) / (self._looks_expected + _PRIOR_LOOKS)
+
     def later_macs(self, size_px: int, threshold: float, sure: float, again_px: int = 0) -> float:
         """MACs that an image's second look will take, on average over all images; 0 where there is one look."""
-        ratio = (self._looks_due + _PRIOR_LOOKS) / (self._looks_expected + _PRIOR_LOOKS)
-        share = min(1.0, ratio * self._expected(size_px, threshold, sure, again_px).looked_again)
+        share = min(1.0, self.looks_ratio * self._expected(Choice(size_px, threshold, sure, again_px)).looked_again)
         return share * self.macs(again_px or self._manifest.full.size_px, threshold) if share else 0.0
 
     def learn_looks(
         self, size_px: int, threshold: float, sure: float, again_px: int = 0, *, images: int, again: int
     ) -> None:
-        """Take in that of so many images so many are looked at again."""
-        share = self._expected(size_px, threshold, sure, again_px).looked_again
-        if share:
-            fade = _LOOK_FADE**images
-            self._looks_due = fade * self._looks_due + again
-            self._looks_expected = fade * self._looks_expected + images * share
+        """Take in that of so many images so many are looked at again; with one look, only that time passes."""
+        share = self._expected(Choice(size_px, threshold, sure, again_px)).looked_again
+        fade = (_LOOK_FADE if share else _IDLE_FADE) ** images
+        self._looks_due = fade * self._looks_due + again
+        self._looks_expected = fade * self._looks_expected + images * share
 
     def _parts(self, size_px: int, threshold: float) -> tuple[float, float]:
         """Predicted MACs of one image, and what packing takes beside them."""
-        found, dense_macs = self._expected(size_px, threshold), self._manifest.full.dense_macs
+        found, dense_macs = self._expected(Choice(size_px, threshold)), self._manifest.full.dense_macs
         macs = found.macs_ratio * self._corrections[size_px] * dense_macs
         return macs, (found.time_ratio - found.macs_ratio) * dense_macs
 

@@ -55,9 +55,15 @@ class Planner:
         controller: Controller,
         *,
         min_compute: Mapping[PresetName, float],
+        looks_ratio: Callable[[], float] = lambda: 1.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`min_compute`: the share of the dense time that load may lower each preset to; absent, not at all."""
+        """What plans the requests of a model.
+
+        Args:
+            min_compute: the share of the dense time that load may lower each preset to; absent, not at all.
+            looks_ratio: so many times as many images are looked at again, of late, as the tables say.
+        """
         # Most requests ask for the same few, and are lowered in the controller's few steps.
         self._expected = lru_cache(_REMEMBERED)(partial(expected, manifest))
         self._cheaper = lru_cache(_REMEMBERED)(partial(cheaper, manifest))
@@ -65,6 +71,7 @@ class Planner:
         self._queue = queue
         self._controller = controller
         self._min_compute = min_compute
+        self._looks_ratio = looks_ratio
         self._clock = clock
 
     @property
@@ -99,12 +106,14 @@ class Planner:
             Overloaded: the queue is too long for the deadline; later it would do.
             DeadlinePassed: the deadline is too short even for an idle engine.
         """
-        ratio = self._expected(*wanted).time_ratio
+        looks_ratio = round(self._looks_ratio(), 1)
+        ratio = self._expected(wanted, looks_ratio=looks_ratio).time_ratio
         minimum = self._min_compute.get(bound, 1.0)
         share = self._controller.share(ratio, minimum) if self.level > 0 and by_load else ratio
-        choice = self._cheaper(wanted, share, size_px=size_px) if share < ratio else wanted
+        lower = partial(self._cheaper, size_px=size_px, looks_ratio=looks_ratio)
+        choice = lower(wanted, share) if share < ratio else wanted
         if not self._makes(choice, images, deadline):
-            in_time = self._in_time(choice, share, minimum, images, deadline, size_px) if by_deadline else None
+            in_time = self._in_time(choice, share, minimum, images, deadline, lower) if by_deadline else None
             if in_time is None:
                 raise self._refusal(choice, images, deadline, may_be_lowered=not by_deadline)
             choice = in_time
@@ -114,12 +123,17 @@ class Planner:
         return self._clock() + self._queue.finish_s(choice.size_px, choice.threshold, images, deadline) <= deadline
 
     def _in_time(
-        self, choice: Choice, share: float, minimum: float, images: int, deadline: float, size_px: int | None
+        self,
+        choice: Choice,
+        share: float,
+        minimum: float,
+        images: int,
+        deadline: float,
+        lower: Callable[[Choice, float], Choice],
     ) -> Choice | None:
         """The dearest of a few cheaper choices that makes the deadline; a second look is left to find its room."""
         for rung in range(1, _RUNGS + 1):
-            lower = share - rung / _RUNGS * max(0.0, share - minimum)
-            found = self._cheaper(choice, lower, size_px=size_px)
+            found = lower(choice, share - rung / _RUNGS * max(0.0, share - minimum))
             if self._makes(found, images, deadline):
                 return found
         return None

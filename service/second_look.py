@@ -35,14 +35,15 @@ def unsure(manifest: Manifest, first: Sequence[Computed], choice: Choice) -> lis
     ]
 
 
-def falls_short(manifest: Manifest, one: Computed, wanted: Choice) -> bool:
-    """Whether an answer is less than what `wanted` would have given."""
+def falls_short(manifest: Manifest, looked: Looked, wanted: Choice) -> bool:
+    """Whether an image got less than `wanted` would have given it."""
     second = second_of(manifest, wanted)
-    if second is not None and dominates(manifest, one.choice, second):
+    if second is not None and dominates(manifest, looked.computed.choice, second):
         return False
-    if not dominates(manifest, one.choice, wanted):
-        return True
-    return second is not None and _probability(one) < wanted.sure
+    for one in (looked.before, looked.computed):
+        if one is not None and dominates(manifest, one.choice, wanted):  # as good as the first look wanted
+            return second is not None and _probability(one) < wanted.sure
+    return True
 
 
 def _probability(one: Computed) -> float:

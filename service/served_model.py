@@ -101,7 +101,13 @@ def serve_model(
         on_terminate=partial(metrics.on_terminate, manifest.name),
     )
     controller = Controller(target_s=settings.adaptive_target_s, enabled=settings.adaptive)
-    planner = Planner(manifest, batcher.work, controller, min_compute=settings.min_compute)
+    planner = Planner(
+        manifest,
+        batcher.work,
+        controller,
+        min_compute=settings.min_compute,
+        looks_ratio=lambda: cost.looks_ratio,
+    )
     guard = Guard(
         batcher,
         partial(decoders.decode_one, size_px=manifest.full.size_px, interpolation=manifest.preprocessing.interpolation),

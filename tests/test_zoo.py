@@ -22,7 +22,7 @@ from models.frontier import frontier
 from models.macs import shape_of, used_macs
 from service import macs as served_macs
 from service.artifact import Bundle, Precision, load_bundle
-from service.budget import expected, timed
+from service.budget import Choice, expected, timed
 from service.errors import InferenceFailed
 from service.onnx_engine import OnnxEngine
 from service.preprocess import resize_crop
@@ -193,9 +193,10 @@ def test_what_packing_takes_is_what_was_measured(bundle: Bundle, precision: Prec
 def test_presets_spend_less_and_less_and_are_worth_it(bundle: Bundle) -> None:
     presets = [bundle.manifest.presets[name] for name in ("full", "balanced", "economy")]
     full_px = bundle.manifest.full.size_px
-    full, balanced, economy = (expected(bundle.manifest, one.size_px, one.threshold, one.sure) for one in presets)
+    choices = [Choice(one.size_px, one.threshold, one.sure) for one in presets]
+    full, balanced, economy = (expected(bundle.manifest, choice) for choice in choices)
     assert full.time_ratio > balanced.time_ratio > economy.time_ratio
-    gated = [expected(timed(bundle.manifest, name), full_px, 0.25).time_ratio for name in ("float32", "int8")]
+    gated = [expected(timed(bundle.manifest, name), Choice(full_px, 0.25)).time_ratio for name in ("float32", "int8")]
     assert 0.8 < gated[0] < gated[1] < 1  # of MACs a fifth less; in int8, where products are quick, gates weigh more
     assert balanced.accuracy >= full.accuracy - 0.0051
     assert economy.accuracy >= full.accuracy - 0.0151

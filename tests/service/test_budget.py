@@ -128,19 +128,19 @@ def test_load_and_deadlines_look_at_time_not_at_macs() -> None:
     assert solve(manifest, 0.6) == Choice(28, 0.5)
     assert cheaper(manifest, Choice(28, 0.0), 0.6) == Choice(14, 0.0)  # skipping would save MACs and no time
     assert cheaper(manifest, Choice(14, 0.0), 0.6) == Choice(14, 0.0)
-    assert expected(manifest, 28, 0.25).macs_ratio == pytest.approx(0.8)
-    assert expected(manifest, 28, 0.25).time_ratio == pytest.approx(0.975)
+    assert expected(manifest, Choice(28, 0.25)).macs_ratio == pytest.approx(0.8)
+    assert expected(manifest, Choice(28, 0.25)).time_ratio == pytest.approx(0.975)
 
 
 def test_times_are_those_of_the_precision_that_answers() -> None:
     manifest = fake_manifest(packing={"float32": 0.0, "int8": 0.35})
     assert cheaper(manifest, Choice(28, 0.0), 0.6) == Choice(28, 0.5)  # which reads the table by size, once
     int8 = timed(manifest, "int8")
-    assert expected(int8, 28, 0.5).time_ratio == pytest.approx(0.95)
-    assert expected(int8, 28, 0.5).macs_ratio == pytest.approx(0.6)
-    assert expected(int8, 28, 0.0).time_ratio == 1.0  # no gate runs
+    assert expected(int8, Choice(28, 0.5)).time_ratio == pytest.approx(0.95)
+    assert expected(int8, Choice(28, 0.5)).macs_ratio == pytest.approx(0.6)
+    assert expected(int8, Choice(28, 0.0)).time_ratio == 1.0  # no gate runs
     small = manifest.graph(14).dense_macs / manifest.full.dense_macs
-    assert expected(int8, 14, 0.5).time_ratio == pytest.approx(0.2 + 0.35 * small, abs=1e-4)
+    assert expected(int8, Choice(14, 0.5)).time_ratio == pytest.approx(0.2 + 0.35 * small, abs=1e-4)
     assert cheaper(int8, Choice(28, 0.0), 0.6) == Choice(14, 0.0)
     assert timed(manifest, "float32") == manifest
     assert timed(manifest, "float16") is manifest  # nobody measured it
@@ -155,12 +155,12 @@ def looking_twice(**changes: Any) -> Manifest:
 
 def test_two_looks_cost_the_first_and_a_share_of_the_second() -> None:
     manifest = looking_twice()
-    assert expected(manifest, 14, 0.0, 0.7) == pytest.approx((0.6, 0.6, 0.884, 0.2))
-    assert expected(manifest, 14, 0.0, 0.8) == pytest.approx((0.7, 0.7, 0.892, 0.3))  # halfway between 0.7 and 0.9
-    assert expected(manifest, 14, 0.0, 1.0) == pytest.approx((1.4, 1.4, 0.90, 1.0))  # everybody
-    assert expected(manifest, 14, 0.0, 0.25) == pytest.approx((0.45, 0.45, 0.82, 0.05))  # from nobody to a tenth
-    assert expected(manifest, 28, 0.0, 0.9) == expected(manifest, 28, 0.0)  # there is no larger size
-    other = expected(manifest, 14, 0.5, 0.7)
+    assert expected(manifest, Choice(14, 0.0, 0.7)) == pytest.approx((0.6, 0.6, 0.884, 0.2))
+    assert expected(manifest, Choice(14, 0.0, 0.8)) == pytest.approx((0.7, 0.7, 0.892, 0.3))  # between 0.7 and 0.9
+    assert expected(manifest, Choice(14, 0.0, 1.0)) == pytest.approx((1.4, 1.4, 0.90, 1.0))  # everybody
+    assert expected(manifest, Choice(14, 0.0, 0.25)) == pytest.approx((0.45, 0.45, 0.82, 0.05))  # nobody to a tenth
+    assert expected(manifest, Choice(28, 0.0, 0.9)) == expected(manifest, Choice(28, 0.0))  # there is no larger size
+    other = expected(manifest, Choice(14, 0.5, 0.7))
     assert other[:2] == pytest.approx((0.2 + 0.2 * 0.6, 0.2 + 0.2 * 0.6))
     assert math.isnan(other.accuracy)
 
@@ -183,3 +183,12 @@ def test_compute_buys_one_look_and_load_lowers_along_both() -> None:
     assert cheaper(manifest, Choice(14, 0.0, 0.7), 0.45) == Choice(14, 0.0)  # below the cheapest two looks
     assert cheaper(manifest, Choice(28, 0.0), 0.6, size_px=28) == Choice(28, 0.5)
     assert cheaper(manifest, Choice(14, 0.0, 0.5), 0.5) == Choice(14, 0.0, 0.5)
+
+
+def test_where_images_are_hard_two_looks_are_as_dear_as_they_are() -> None:
+    manifest = looking_twice()
+    assert expected(manifest, Choice(14, 0.0, 0.7), looks_ratio=2.0) == pytest.approx((0.8, 0.8, 0.884, 0.4))
+    assert expected(manifest, Choice(14, 0.0, 0.7), looks_ratio=9.0).looked_again == 1.0  # no more than all
+    assert cheaper(manifest, Choice(28, 0.0), 0.6, looks_ratio=9.0) == Choice(28, 0.5)  # one look, and cheaper
+    assert cheaper(manifest, Choice(28, 0.0), 1.5, looks_ratio=9.0) == Choice(28, 0.0)  # not what costs more
+    assert cheaper(manifest, Choice(14, 0.0, 0.7), 0.9, looks_ratio=4.0).sure < 0.7  # what it takes now is lowered

@@ -66,6 +66,9 @@ def test_second_looks_are_predicted_from_their_table_and_learned() -> None:
     for _ in range(200):
         model.learn_looks(14, 0.0, 0.9, images=2, again=2)
     assert 0.9 * 53500 < model.later_macs(14, 0.0, 0.9) <= 53500
+    assert model.looks_ratio > 1.8
+    model.learn_looks(28, 0.0, 0.0, images=3000, again=0)  # of that, little is known later
+    assert model.looks_ratio == pytest.approx(1.0, abs=0.1)
 
 
 def test_what_images_really_keep_corrects_the_table() -> None:

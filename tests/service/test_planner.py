@@ -117,6 +117,22 @@ def test_even_the_minimum_may_not_make_it() -> None:
         plan(planner(FakeQueue(3.0)), FULL, deadline=1002.0, by_deadline=True)
 
 
+def test_load_asks_how_many_are_looked_at_again_of_late() -> None:
+    controller, ratios = Controller(target_s=0.2), [1.0, 9.0]
+    controller._integral = 0.9
+    look = {"size_px": 14, "again_px": 28, "sure": 0.7, "looked_again": 0.2, "macs_ratio": 0.6, "accuracy": 0.99}
+    planner = Planner(
+        fake_manifest(second_looks=[look]),
+        FakeQueue(),
+        controller,
+        min_compute={"full": 0.6},
+        looks_ratio=lambda: ratios.pop(0),
+        clock=FakeClock(),
+    )
+    lowered = [plan(planner, FULL, bound="full").choice for _ in range(2)]
+    assert [choice.sure > 0 for choice in lowered] == [True, False]
+
+
 def test_without_a_table_nothing_can_be_lowered() -> None:
     controller = Controller(target_s=0.2)
     controller._integral = 1.0

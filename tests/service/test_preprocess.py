@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
 
+from models.preprocessing import to_rgb
 from service.errors import BadImage, TooLarge, UnsupportedImageType
 from service.preprocess import ImageLimits, decode, read, resize_crop
 from tests.images import (
@@ -87,6 +91,36 @@ def test_transparency_lies_over_white() -> None:
     assert (pixels(encode(clear_black, "PNG")) == 255).all()
     half_black = Image.new("RGBA", (8, 8), (0, 0, 0, 128))
     assert (np.abs(pixels(encode(half_black, "PNG")).astype(int) - 127) <= 1).all()
+
+
+def test_every_transparency_of_every_value_is_composed_as_pillow_composes() -> None:
+    level, alpha = np.meshgrid(np.arange(256, dtype=np.uint8), np.arange(256, dtype=np.uint8))
+    image = Image.fromarray(np.stack([level, level, level, alpha], 2), "RGBA")
+    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+    expected = np.asarray(Image.alpha_composite(white, image).convert("RGB"))
+    for ours in (np.asarray(decode(encode(image, "PNG"), LIMITS)), np.asarray(to_rgb(image))):
+        np.testing.assert_array_equal(ours, expected)
+
+
+def test_transparency_takes_little_memory_beside_the_decoders(tmp_path: Path) -> None:
+    """The peak of a fresh process, in bytes a pixel: 4 of what was decoded, 4 of RGB."""
+    Image.new("RGBA", (4000, 4000), (9, 99, 200, 120)).save(tmp_path / "a.png", compress_level=1)
+    code = """if True:
+        import sys
+        from pathlib import Path
+        from service.preprocess import ImageLimits, read
+
+        def peak_bytes() -> int:
+            lines = Path("/proc/self/status").read_text().splitlines()
+            return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+        image, before = Path(sys.argv[1]).read_bytes(), peak_bytes()
+        read(image, ImageLimits(10**8, 10**8), 56)
+        print((peak_bytes() - before) / 4000**2)
+    """
+    command = [sys.executable, "-c", code, str(tmp_path / "a.png")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert 7 < float(done.stdout) < 12
 
 
 def test_a_transparent_palette_colour_becomes_white() -> None:

@@ -14,7 +14,7 @@ from service.batch import Answer
 from service.budget import Choice
 from service.cache import Computed
 from service.errors import DeadlinePassed, NotReady, Overloaded
-from service.second_look import falls_short, merge, unsure
+from service.second_look import Looked, falls_short, merge, unsure
 from service.settings import Settings
 from tests.fakes import FILES, FakeEngine, fake_bundle, fake_manifest, graph_document, manifest_document
 from tests.images import plain
@@ -217,12 +217,20 @@ def test_who_is_unsure_by_the_probabilities() -> None:
 def test_what_falls_short_of_what_was_asked() -> None:
     even, clear, manifest = answer([0.0, 0.0]), answer([0.0, 3.0]), fake_manifest()
     asked = Choice(14, 0.0, 0.9)
-    assert falls_short(manifest, Computed(Choice(14, 0.0), even), asked)  # the second look is missing
-    assert not falls_short(manifest, Computed(Choice(14, 0.0), clear), asked)  # none was due
-    assert falls_short(manifest, Computed(Choice(14, 0.5), clear), asked)  # less was computed
-    assert not falls_short(manifest, Computed(Choice(28, 0.0), even), asked)  # the second look itself
-    assert falls_short(manifest, Computed(Choice(28, 0.5), even), asked)
-    assert not falls_short(manifest, Computed(Choice(14, 0.0), even), Choice(14, 0.0))
+
+    def short(one: Computed, wanted: Choice = asked, before: Computed | None = None) -> bool:
+        return falls_short(manifest, Looked(one, before), wanted)
+
+    assert short(Computed(Choice(14, 0.0), even))  # the second look is missing
+    assert not short(Computed(Choice(14, 0.0), clear))  # none was due
+    assert short(Computed(Choice(14, 0.5), clear))  # less was computed
+    assert not short(Computed(Choice(28, 0.0), even))  # the second look itself
+    assert short(Computed(Choice(28, 0.5), even))
+    assert not short(Computed(Choice(14, 0.0), even), Choice(14, 0.0))
+    doubt, skipped = Computed(Choice(14, 0.0), even), Computed(Choice(28, 0.5), clear)
+    assert short(skipped, before=doubt)  # a lesser second look than was due, however sure it is
+    assert not short(skipped, before=Computed(Choice(14, 0.0), clear))  # none was due
+    assert not short(Computed(Choice(28, 0.0), clear), before=doubt)
 
 
 def test_two_looks_take_the_time_of_both() -> None:
