@@ -60,7 +60,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[State]:
-        decoders = _decode_pool(settings)
+        decoders = _decode_pool(settings, metrics)
         served = Repository(settings, default_name, metrics, decoders, load)
         serving = Serving(settings, served, decoders, metrics, lifecycle, BodyBudget(settings.max_request_bytes))
         await served.open(bundle, engine)
@@ -98,9 +98,10 @@ def create_app(
     return app
 
 
-def _decode_pool(settings: Settings) -> DecodePool:
+def _decode_pool(settings: Settings, metrics: Metrics) -> DecodePool:
     return DecodePool(
         threads=settings.decode_threads or min(_MAX_DECODE_THREADS, usable_cpus()),
         max_pending=settings.max_pending_images,
         limits=ImageLimits(settings.max_image_bytes, settings.max_image_pixels),
+        on_decode=metrics.on_decode,
     )

@@ -2,13 +2,15 @@
 
 Uvicorn bounds idle time and nothing else: who sends a header or a body byte by byte, or takes no answer, keeps a
 connection for ever. Here a client gets so long for a header, so long for a body and so long to take what was sent; and
-there are so many connections at once. An idle one is closed for a new one; when none is idle, the new one's requests
-get 503, but for the probes: a crowded process isn't a dead one. It knows no route.
+there are so many connections at once. An idle one is closed for a new one, or one whose header doesn't come; without
+any, the new one's requests get 503, but for the probes: a crowded process isn't a dead one. It knows no route.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 from collections.abc import Callable
 from typing import ClassVar
 from weakref import WeakMethod
@@ -20,22 +22,28 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from service.error_handlers import problem
 from service.settings import Settings
 
+logger = logging.getLogger("skipvit")
+
 # Answered in a crowded process, too: it isn't dead, and whoever watches it should see it.
 _PROBES = ("/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready")
 _MAX_PIPELINED = 32  # requests that came with one that isn't answered; the parser takes all that a packet holds at once
 _HARD_LIMIT_RATIO = 2  # so many times the limit, and a connection isn't even read from
 _LINGER_S = 1.0  # without a byte from a client that was answered before it had sent all
+_HEADER_S = 2.0  # after which who hasn't sent a header gives way to who may
+_TELL_EVERY_S = 60.0  # of refusals
 
 
 class Connection(HttpToolsProtocol):
     """httptools is named, not left to uvicorn's choice: it parses in C, and tells what part of a request it is in."""
 
     settings: ClassVar[Settings]
+    told_s: ClassVar[float] = -math.inf  # when the log was told of a refusal
 
     _arriving: str | None = None  # the part of a request of which a piece has come: "header" or "body"
     _bytes_kept = 0  # that came since the parser last gave something away: it would keep a line of any length
     # What the client owes us, and from when on: its header or body, by the request before it; None is nothing.
     _owed: tuple[str, object] | None = None
+    _owed_since_s = 0.0
     _deadline: asyncio.TimerHandle | None = None
     _stuck: asyncio.TimerHandle | None = None
     _lingering: asyncio.TimerHandle | None = None
@@ -49,9 +57,11 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=0)  # tell of anything that isn't taken, also when closing waits for it
+        self._count()
         excess = len(self.connections) - self.settings.max_connections
-        if excess > 0 and not self._close_an_idle_one():
+        if excess > 0 and not self._make_room():
             if len(self.connections) > _HARD_LIMIT_RATIO * self.settings.max_connections:
+                self._tell("hard_limit")
                 transport.abort()
                 return
             self.app = self._refuse
@@ -131,6 +141,7 @@ class Connection(HttpToolsProtocol):
             if timer is not None:
                 timer.cancel()
         super().connection_lost(exc)
+        self._count()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -150,7 +161,7 @@ class Connection(HttpToolsProtocol):
         owed = self._what_is_owed()
         if owed == self._owed:
             return
-        self._owed = owed
+        self._owed, self._owed_since_s = owed, self.loop.time()
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
@@ -175,9 +186,11 @@ class Connection(HttpToolsProtocol):
         assert self._owed is not None, "the timer is cancelled with what it waits for. This is a bug."
         part = self._owed[0]
         if self._arriving is None:  # not a byte of a header
+            self._tell("silent")
             self.transport.close()
         else:
-            self._end(408, "Request timeout", f"the {part} didn't arrive within {self.settings.client_timeout_s:g} s")
+            waited_s = round(self.loop.time() - self._owed_since_s, 1)
+            self._end(408, "Request timeout", f"the {part} didn't arrive within {waited_s:g} s")
 
     def _end(self, status: int, title: str, detail: str) -> None:
         """Answer without a route, unless a route has begun to, and close."""
@@ -194,6 +207,7 @@ class Connection(HttpToolsProtocol):
             path = self.scope["path"]
             self.cycle.disconnected = True  # the route, which waits for the rest, sees the client leave
             self.cycle.message_event.set()
+        self._tell("timeout" if status == 408 else "malformed")
         response = problem(path, status, title, detail, "")
         headers = [*response.raw_headers, (b"connection", b"close")]
         lines = b"".join(b"%b: %b\r\n" % header for header in headers)
@@ -219,17 +233,40 @@ class Connection(HttpToolsProtocol):
         until_s = min(self.loop.time() + _LINGER_S, self._linger_until_s)
         self._lingering = self.loop.call_at(until_s, self.transport.close)
 
-    def _close_an_idle_one(self) -> bool:
-        for other in self.connections:
-            if isinstance(other, Connection) and other._is_idle:
-                other.timeout_keep_alive_handler()
-                return True
-        return False
+    def _make_room(self) -> bool:
+        """End another connection, if there is one that nobody would miss, or nobody much."""
+        others = [other for other in self.connections if isinstance(other, Connection)]
+        idle = next((other for other in others if other._is_idle), None)
+        late = next((other for other in others if other._owes_a_header), None) if idle is None else None
+        if idle is not None:
+            idle.timeout_keep_alive_handler()
+        elif late is not None:
+            late._give_up()
+        return (idle or late) is not None
+
+    @property
+    def _owes_a_header(self) -> bool:
+        """And has had the time to send one."""
+        owed = self._owed is not None and self._owed[0] == "header" and not self.transport.is_closing()
+        return owed and self.loop.time() - self._owed_since_s > _HEADER_S
+
+    def _count(self) -> None:
+        if "serving" in self.app_state:
+            self.app_state["serving"].metrics.on_connections(len(self.connections))
+
+    def _tell(self, reason: str) -> None:
+        """Count a refusal; where connections have run out, say so now and then."""
+        if "serving" in self.app_state:
+            self.app_state["serving"].metrics.on_refusal(reason)
+        if "limit" in reason and self.loop.time() - self.told_s > _TELL_EVERY_S:
+            type(self).told_s = self.loop.time()
+            logger.warning("connections are refused: SKIPVIT_MAX_CONNECTIONS is %d", self.settings.max_connections)
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] in _PROBES:
             await self.config.loaded_app(scope, receive, send)
             return
+        self._tell("limit")
         detail = f"more than {self.settings.max_connections} connections at once, the limit"
         response = problem(scope["path"], 503, "Too many connections", detail, "")
         response.headers.update({"Retry-After": "1", "Connection": "close"})

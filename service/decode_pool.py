@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -31,11 +32,20 @@ class DecodePool:
         threads: int,
         max_pending: int,
         limits: ImageLimits,
+        on_decode: Callable[[float], None] = lambda seconds: None,
     ) -> None:
+        """`on_decode` is told the seconds that each image took, over the number of threads."""
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._threads = threads
         self._max_pending = max_pending
         self._limits = limits
+        self._on_decode = on_decode
         self._pending = 0
+
+    @property
+    def pending(self) -> int:
+        """Images that are being decoded or wait for it."""
+        return self._pending
 
     async def decode(
         self,
@@ -53,12 +63,15 @@ class DecodePool:
             raise Overloaded(f"{self._pending} images are being decoded already", retry_after_s=1.0)
 
         def job(index: int, data: bytes) -> NDArray[np.uint8]:
+            started_s = time.perf_counter()
             try:
                 return read(data, self._limits, size_px, interpolation)
             except ServiceError as error:
                 if len(images) == 1:
                     raise
                 raise type(error)(f"image {index}: {error}") from error
+            finally:
+                self._on_decode((time.perf_counter() - started_s) / self._threads)
 
         if len(images) == 1 and is_tiny(images[0]):
             return [job(0, images[0])]

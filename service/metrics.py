@@ -27,6 +27,7 @@ _INFO = ("model", "version", "architecture", "attention", "precision")
 
 OUTCOMES = ("ok", "invalid", "overloaded", "timeout", "cancelled", "error")
 REASONS = ("idle", "busy", "full", "cost", "retry")
+REFUSALS = ("limit", "hard_limit", "silent", "timeout", "malformed")
 
 
 class Metrics:
@@ -71,7 +72,16 @@ class Metrics:
         self._cache_requests = counter("cache_requests_total", "Images looked up in the cache.", ("model", "found"))
         self._batches = counter("batches_total", "Runs of the engine by why they left.", ("model", "reason"))
         self._busy_s = counter("engine_busy_seconds_total", "Seconds in which the engine ran anything.", ("model",))
+        self._decode_busy_s = counter(
+            "decode_busy_seconds_total", "Seconds that threads decoded images, over the number of these threads.", ()
+        )
+        self._refused = counter("refused_connections_total", "Connections ended without a route's answer.", ("reason",))
+        for reason in REFUSALS:
+            self._refused.labels(reason)
         self._keys = counter("api_key_requests_total", "Requests by the name of their API key.", ("key",))
+        self._connections = gauge("connections", "Connections that are open.")
+        self._decoding = gauge("pending_decodes", "Images received and not yet decoded.")
+        self._bodies = gauge("body_bytes", "Bytes of bodies being received that count against their common limit.")
         self._pending = gauge("pending_requests", "Images accepted and not yet answered.")
         self._pending_s = gauge("pending_work_seconds", "Seconds of work that pending images stand for.")
         self._degradation = gauge(
@@ -82,12 +92,20 @@ class Metrics:
         self._info = gauge("model_info", "The served model.", _INFO)
 
     def watch(
-        self, pending: Callable[[], int], pending_work_s: Callable[[], float], degradation: Callable[[], float]
+        self,
+        *,
+        pending: Callable[[], int],
+        pending_work_s: Callable[[], float],
+        degradation: Callable[[], float],
+        decoding: Callable[[], int],
+        body_bytes: Callable[[], int],
     ) -> None:
         """Ask these at every scrape."""
         self._degradation.set_function(degradation)
         self._pending.set_function(pending)
         self._pending_s.set_function(pending_work_s)
+        self._decoding.set_function(decoding)
+        self._bodies.set_function(body_bytes)
 
     def serve(self, manifest: Manifest, precision: str) -> None:
         """Begin to report on a model; its counters start at 0, so that the first event shows in a rate."""
@@ -121,6 +139,18 @@ class Metrics:
         """A classification request has ended."""
         self._requests.labels(model, outcome).inc()
         self._request_s.observe(duration_s)
+
+    def on_connections(self, count: int) -> None:
+        """So many connections are open now."""
+        self._connections.set(count)
+
+    def on_refusal(self, reason: str) -> None:
+        """A connection was ended without a route's answer; `reason` is one of REFUSALS."""
+        self._refused.labels(reason).inc()
+
+    def on_decode(self, seconds: float) -> None:
+        """An image took a share of the decoding threads' time."""
+        self._decode_busy_s.inc(seconds)
 
     def on_api_key(self, name: str) -> None:
         """A request has shown the key of this name."""

@@ -172,8 +172,10 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _rgb_from_grey16(image: Image.Image) -> Image.Image:
-    values = np.asarray(image).astype(np.int64).clip(0, 65535)
-    grey = ((values + 128) // 257).astype(np.uint8)  # 65535 -> 255, rounded
+    values = np.asarray(image).clip(0, 65535).astype(np.int32, copy=False)
+    wide = values + 128
+    wide //= 257  # 65535 -> 255, rounded
+    grey = wide.astype(np.uint8)
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
         grey[values == transparent] = 255

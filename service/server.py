@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 import os
+import resource
 import socket
 import sys
 import time
@@ -21,6 +22,9 @@ from service.lifecycle import EXIT_OK, EXIT_UNFINISHED, EXIT_USAGE, Lifecycle
 from service.settings import Settings
 
 _LAST_ANSWERS_S = 1  # for the answers to requests that were given up
+_OTHER_FILES = 100  # open beside connections
+
+logger = logging.getLogger("skipvit")
 
 
 class DrainingServer(uvicorn.Server):
@@ -84,9 +88,31 @@ def make_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     )
 
 
+def allow_open_files(connections: int) -> None:
+    """Raise the process's limit of open files, if it may, to twice as many as connections; else warn.
+
+    Each connection is one, and containers often begin at 1,024.
+    """
+    wanted, (soft, hard) = 2 * connections + _OTHER_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed < wanted:
+        logger.warning(
+            "this process may open %d files, and %d connections want %d: raise `ulimit -n` or lower "
+            "SKIPVIT_MAX_CONNECTIONS",
+            allowed,
+            connections,
+            wanted,
+        )
+
+
 def serve(app: FastAPI, settings: Settings) -> int:
     """Serve the application until a signal ends it, and end the process; returns an exit code if nothing was served."""
     lifecycle: Lifecycle = app.state.lifecycle
+    allow_open_files(settings.max_connections)
     server = DrainingServer(
         make_config(app, settings),
         lifecycle=lifecycle,
@@ -98,7 +124,7 @@ def serve(app: FastAPI, settings: Settings) -> int:
     if not server.started:
         return EXIT_USAGE
     if not lifecycle.finished_in_time:
-        logging.getLogger("skipvit").error("gave up on images that were still being computed")
+        logger.error("gave up on images that were still being computed")
     logging.shutdown()
     sys.stdout.flush()
     # Threads may still decode or compute what nobody waits for; the interpreter would wait for them, however long.

@@ -42,11 +42,13 @@ class Serving:
         return self.repository.models
 
     def watch(self) -> None:
-        """Report what all models together have pending."""
+        """Report what waits, of all models together."""
         self.metrics.watch(
-            lambda: sum(batcher.pending for batcher in self.repository.batchers),
-            lambda: sum(batcher.work.pending_work_s for batcher in self.repository.batchers),
-            lambda: max((model.planner.level for model in self.models.values()), default=0.0),
+            pending=lambda: sum(batcher.pending for batcher in self.repository.batchers),
+            pending_work_s=lambda: sum(batcher.work.pending_work_s for batcher in self.repository.batchers),
+            degradation=lambda: max((model.planner.level for model in self.models.values()), default=0.0),
+            decoding=lambda: self.decoders.pending,
+            body_bytes=lambda: self.bodies.held_bytes,
         )
 
     async def close(self, timeout_s: float) -> bool:

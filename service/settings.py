@@ -175,7 +175,7 @@ class Settings(BaseSettings):
         ge=1,
         le=89_000_000,
         description="Pixels of one image, read from its header before decoding. A pixel takes 3 bytes once decoded, "
-        "and up to 23 while it is being decoded if it has transparency.",
+        "and up to 17 while it is being decoded if it has transparency.",
     )
     max_images_per_request: int = Field(
         32, ge=1, le=1024, description="Images in one multipart body. More saves round trips; fewer shares the queue."

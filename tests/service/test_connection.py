@@ -16,6 +16,7 @@ from fastapi import Response
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
+from service import connection
 from service.connection import Connection
 from service.settings import Settings
 from tests.fakes import FakeEngine
@@ -473,6 +474,58 @@ async def test_when_it_is_crowded_the_idle_make_room() -> None:
         for task in ended:
             task.cancel()
         for _, writer in idle:
+            writer.close()
+
+
+@pytest.mark.parametrize(("start", "answer"), [(b"", b""), (b"GET /v1", b"408")])
+async def test_when_it_is_crowded_who_sends_no_header_makes_room(
+    start: bytes, answer: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "_HEADER_S", 0.1)
+    async with live_server(FakeEngine(), settings(max_connections=2)) as live:
+        late = [await connect(live) for _ in range(4)]  # so many that another wouldn't even be read from
+        for _, writer in late:
+            writer.write(start)
+        await asyncio.sleep(0.2)
+        for _ in range(3):
+            assert (await ask(live.port, "GET", "/v1/models"))[0] == 200
+        ended = [asyncio.create_task(reader.read()) for reader, _ in late]
+        done, _ = await asyncio.wait(ended, return_when=asyncio.FIRST_COMPLETED)
+        assert all(answer in task.result() for task in done)
+        for task in ended:
+            task.cancel()
+        for _, writer in late:
+            writer.close()
+
+
+async def test_connections_and_those_refused_are_counted_and_the_log_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(connection, "_HARD_LIMIT_RATIO", 1.5)
+    async with live_server(FakeEngine(), settings(max_connections=2, metrics_port=0)) as live:
+        busy = [await connect(live) for _ in range(2)]
+        for _, writer in busy:
+            writer.write(b"POST /v1/classify HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nx")
+            await writer.drain()
+        for _ in range(2):
+            assert (await ask(live.port, "GET", "/v1/models"))[0] == 503
+        third = await connect(live)
+        fourth = await connect(live)
+        with suppress(ConnectionResetError):
+            assert await fourth[0].read() == b""
+        third[1].write(b"nonsense\r\n\r\n")
+        assert b"400" in await third[0].read()
+        async with asyncio.timeout(10):
+            while b"skipvit_connections 2.0" not in (await ask(live.app.state.metrics_port, "GET", "/metrics"))[1]:
+                third[1].close()
+        found = (await ask(live.app.state.metrics_port, "GET", "/metrics"))[1].decode()
+        reasons = {"limit": 2, "hard_limit": 1, "malformed": 1, "silent": 0, "timeout": 0}
+        for reason, count in reasons.items():
+            assert f'skipvit_refused_connections_total{{reason="{reason}"}} {count}.0' in found
+        assert "skipvit_body_bytes 0.0" in found
+        told = [record for record in caplog.records if "connections are refused" in record.getMessage()]
+        assert len(told) == 1
+        for _, writer in (*busy, fourth):
             writer.close()
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from service import decode_pool
 from service.decode_pool import DecodePool, is_tiny
-from service.errors import BadImage, Overloaded
+from service.errors import BadImage, Overloaded, UnsupportedImageType
 from service.preprocess import ImageLimits, decode, read, resize_crop
 from tests.images import encode
 
@@ -52,6 +52,19 @@ async def test_only_what_is_tiny_is_decoded_on_the_loop(
         pool.close()
     assert np.array_equal(pixels, resize_crop(decode(image, LIMITS), 28))
     assert (threads == [threading.get_ident()]) == on_the_loop
+
+
+async def test_the_time_of_threads_is_told_over_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    times, told = iter([1.0, 3.0]), list[float]()
+    monkeypatch.setattr("service.decode_pool.time.perf_counter", lambda: next(times))
+    pool = DecodePool(threads=4, max_pending=8, limits=LIMITS, on_decode=told.append)
+    try:
+        with pytest.raises(UnsupportedImageType):
+            await pool.decode_one(b"no image", 28)
+    finally:
+        pool.close()
+    assert told == [0.5]
+    assert pool.pending == 0
 
 
 async def test_an_image_counts_until_its_thread_is_done_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
