@@ -5,6 +5,7 @@ It knows no model; an image becomes the model's uint8 input through `models.prep
 
 from __future__ import annotations
 
+import glob
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from models.preprocessing import resize_crop, to_rgb
 
 MEMORY_LIMIT = 16 << 30  # bytes of decoded training images
 _LOOKED_AT = 64  # images, for the size of all
+SPLITS = {"train": "train", "test": "test", "validation": "validation", "val": "validation"}  # folders, and their names
 LABEL_COLUMNS = ("fine_label", "label", "labels")  # in order of preference: CIFAR-100 has fine and coarse labels
 
 
@@ -167,14 +169,33 @@ def _read(source: str, split: str) -> Any:
     if (source.startswith((".", "/", "~")) or source.count("/") > 1) and not local.is_dir():
         raise DataError(f"{source} is no folder: give a folder of parquet files, an image folder or a hub name")
     try:
-        found = datasets.load_dataset(str(local) if local.is_dir() else source)
+        if parts := _image_folder(local):
+            found = datasets.load_dataset("imagefolder", data_files=parts)
+        else:
+            found = datasets.load_dataset(str(local) if local.is_dir() else source)
     except (DatasetsError, OSError, ValueError, LookupError) as error:  # OSError: no network, no such file
         reason = str(error).splitlines()[0]
         raise DataError(f"{source} can't be read as a data set: {reason}") from None
-    for name in (split, *(("validation", "val") if split == "test" else ())):
+    for name in (split, *(("validation",) if split == "test" else ())):
         if name in found:
             return found[name]
     raise DataError(f"{source} has no split {split!r}, only {sorted(found)}")
+
+
+def _image_folder(folder: Path) -> dict[str, str]:
+    """The files of each split, as a pattern, where a folder has one for each; none for other data.
+
+    Left to itself the library finds splits by words anywhere in a path: it would take the class `test tube` of the
+    training images for test images as well.
+    """
+    inside = [entry for entry in folder.iterdir() if not entry.name.startswith(".")] if folder.is_dir() else []
+    folders = [entry for entry in inside if entry.is_dir()]
+    splits = {SPLITS[entry.name.lower()]: entry for entry in folders if entry.name.lower() in SPLITS}
+    if not splits or any(next(entry.rglob("*.parquet"), None) for entry in splits.values()):
+        return {}
+    if other := sorted(entry.name for entry in folders if entry not in splits.values()):
+        raise DataError(f"{folder} has the folder {other[0]!r} beside {sorted(splits)}: splits are {', '.join(SPLITS)}")
+    return {name: f"{glob.escape(str(entry))}/**" for name, entry in splits.items()}
 
 
 def source_name(source: str) -> str:

@@ -72,6 +72,24 @@ def test_a_file_that_is_no_image_is_named(tmp_path: Path) -> None:
         source_size(images.select(np.array([2])), 8)
 
 
+def test_splits_are_folders_whatever_classes_are_called(tmp_path: Path) -> None:
+    """Words such as `test` and `training` in a path are no splits: test images would be trained on."""
+    root = tmp_path / "my [test] images"
+    names = ["cup", "dev-board", "test tube", "training shoe"]
+    for split, count in (("Train", 3), ("Val", 2)):
+        for name in names:
+            (root / split / name).mkdir(parents=True)
+            for index in range(count):
+                Image.new("RGB", (8, 8)).save(root / split / name / f"{split} {name} {index}.png")
+    for split, count in (("train", 3), ("test", 2)):
+        images = load_images(str(root), split, 8)
+        assert images.labels == tuple(names)
+        assert list(images.rows["label"]) == [label for label in range(4) for _ in range(count)]
+    (root / "holdout" / "cup").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"'holdout' beside .*: splits are train, test, validation, val"):
+        load_images(str(root), "train", 8)
+
+
 @pytest.mark.filterwarnings("ignore:unclosed file")  # the library's, which fails on it
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_table_of_images_that_lacks_a_column_gets_one_line(tmp_path: Path) -> None:
