@@ -19,6 +19,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from tqdm import tqdm
 
@@ -26,7 +27,7 @@ from models import checkpoint
 from models.augment import augment
 from models.backbone import UnsupportedModel, reads_prefix_only
 from models.checkpoint import CheckpointError
-from models.config import PrunedViTConfig, TrainConfig
+from models.config import IMAGENET_MEAN, IMAGENET_STD, PrunedViTConfig, TrainConfig
 from models.data import (
     DataError,
     Images,
@@ -94,6 +95,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--bypass-rank", type=count, help="of an update that idle patches get; default: --init's, or none"
     )
     parser.add_argument("--scaled", nargs="*", choices=sorted(SCALINGS), help="against over-smoothing")
+    parser.add_argument("--mean", type=float, nargs=3, help="of RGB in [0, 1]; default: --init's, or as timm's weights")
+    parser.add_argument("--std", type=float, nargs=3, help="likewise")
     parser.add_argument("--exits", type=integers, help="layers after which a head of their own may answer, from 0")
     parser.add_argument("--workers", type=count, default=0, help="processes that decode images; 0: none of their own")
     for field in fields(TrainConfig):
@@ -107,8 +110,8 @@ def model_for(options: argparse.Namespace, labels: tuple[str, ...]) -> PrunedViT
     """The model to train, initialised; a checkpoint folder as --init brings its own config along."""
     config, same_labels = _start(options, labels)
     changeable = ("attention", "skips", "full_layers", "mlp_layers", "gate", "bypass_rank", "exits", "scaled")
-    given = {name: getattr(options, name) for name in changeable}
-    given = {name: tuple(value) if name == "scaled" else value for name, value in given.items() if value is not None}
+    given = {name: getattr(options, name) for name in (*changeable, "mean", "std")}
+    given = {k: tuple(value) if isinstance(value, list) else value for k, value in given.items() if value is not None}
     config = replace(config, **given)
     vit = build(replace(config, gated_layers=())).vit
     if options.stage in ("dense", "exits"):
@@ -132,7 +135,9 @@ def model_for(options: argparse.Namespace, labels: tuple[str, ...]) -> PrunedViT
 
 def _start(options: argparse.Namespace, labels: tuple[str, ...]) -> tuple[PrunedViTConfig, bool]:
     """The config to start from, and whether --init's head is one for these labels."""
-    config = PrunedViTConfig(options.model or MODEL, options.image_size or 112, labels, gate="context")
+    name = options.model or MODEL
+    mean, std = _normalisation(name)
+    config = PrunedViTConfig(name, options.image_size or 112, labels, gate="context", mean=mean, std=std)
     if options.init is None or not (options.init / checkpoint.CONFIG).exists():
         return config, True
     stored = checkpoint.read_config(options.init)
@@ -141,6 +146,12 @@ def _start(options: argparse.Namespace, labels: tuple[str, ...]) -> tuple[Pruned
     gate = stored.gate if stored.gated_layers else config.gate
     size_px = options.image_size or stored.image_size_px
     return replace(stored, labels=labels, gate=gate, image_size_px=size_px), stored.labels == labels
+
+
+def _normalisation(model: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of the pixels that timm's weights of a model were trained on, else ImageNet's."""
+    known = timm.get_pretrained_cfg(model)
+    return (IMAGENET_MEAN, IMAGENET_STD) if known is None else (tuple(known.mean), tuple(known.std))
 
 
 def teacher_for(

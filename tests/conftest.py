@@ -85,9 +85,12 @@ def toy_checkpoint(toy_images: Path, made_once: MadeOnce) -> Path:
 
 def _train(root: Path, toy_images: Path) -> None:
     from models import evaluate, train
+    from models.config import IMAGENET_MEAN, IMAGENET_STD
 
     shared = ["--data", str(toy_images), "--batch-size", "16", "--holdout-ratio", "0.17", "--shift-px", "1"]
     shared += ["--image-size", str(SIZE_PX), "--gate", "context", "--gated-layers", ",".join(map(str, GATED))]
+
+    shared += ["--mean", *map(str, IMAGENET_MEAN), "--std", *map(str, IMAGENET_STD)]  # not what `test_vit`'s own are
 
     def stage(name: str, *options: str) -> None:
         assert train.main([*shared, "--stage", name, "--out", str(root / name), *options]) == 0

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from models import checkpoint, run, stages, train
-from models.config import PrunedViTConfig, TrainConfig
+from models.config import IMAGENET_MEAN, IMAGENET_STD, PrunedViTConfig, TrainConfig
 from models.pruned_vit import build
 from models.teacher import Teacher
 from tests.conftest import CLASSES, GATED, MODEL, SIZE_PX, SMALL_PX
@@ -377,6 +377,22 @@ def test_who_knows_other_classes_teaches_nobody_and_starts_none_with_its_head(
     assert "other classes than --teacher" in capsys.readouterr().err
     assert train.main(options(data, tmp_path / "started", "--epochs", "1", "--init", dense)) == 0
     assert "2 tensors new: vit.head.bias, vit.head.weight" in capsys.readouterr().err
+
+
+def test_pixels_are_normalised_as_timms_weights_want_them_unless_told(
+    toy_checkpoint: Path, toy_images: Path, tmp_path: Path
+) -> None:
+    def config(name: str, *more: str) -> PrunedViTConfig:
+        assert train.main(options(toy_images, tmp_path / name, "--epochs", "1", "--max-images", "16", *more)) == 0
+        return checkpoint.read_config(tmp_path / name)
+
+    assert config("timms").mean == (0.5, 0.5, 0.5)  # of `test_vit`
+    assert checkpoint.read_config(toy_checkpoint).mean == IMAGENET_MEAN  # as told, handed on by each stage
+    own = config("own", "--mean", "0.4", "0.5", "0.6", "--std", "0.1", "0.2", "0.3")
+    assert (own.mean, own.std) == ((0.4, 0.5, 0.6), (0.1, 0.2, 0.3))
+    assert config("next", "--init", str(tmp_path / "own")).mean == own.mean
+    assert train._normalisation("vit_small_patch14_dinov2") == (IMAGENET_MEAN, IMAGENET_STD)
+    assert train._normalisation("nobody's") == (IMAGENET_MEAN, IMAGENET_STD)
 
 
 def test_what_is_said_of_a_start_changes_it_also_where_it_says_nothing(toy_checkpoint: Path, tmp_path: Path) -> None:
