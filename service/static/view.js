@@ -107,10 +107,10 @@ export function showReceipt({ macs: { used, dense, ratio }, skipped_patches: ski
   say("patches-note", `mean of the gated layers, ${sizePx} px input`);
 }
 
-// `times` of compareTimes: null while measuring, undefined if the engine had other work.
-export function showTimes(times) {
+// `times` of compareTimes; null while there are none, and then why.
+export function showTimes(times, why = "measuring") {
   say("time", times ? `${times.hereMs.toFixed(1)} ms` : "–");
-  if (!times) return say("time-note", times === null ? "measuring" : "not measured: the engine is busy with others");
+  if (!times) return say("time-note", why);
   const saved = 1 - times.hereMs / times.fullMs;
   say("time-note", `${percent(Math.abs(saved))} ${saved >= 0 ? "less" : "more"} than full compute's ${times.fullMs.toFixed(1)} ms`);
 }

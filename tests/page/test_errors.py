@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import re
+from contextlib import suppress
 
 import httpx
 import pytest
-from playwright.async_api import Page, Route, expect
+from playwright.async_api import Error, Page, Route, expect
 
 from service.settings import Settings
 from tests.fakes import FakeEngine
@@ -196,3 +197,61 @@ async def test_a_degraded_answer_is_called_so_and_full_compute_is_never_degraded
         "computed less than asked for this answer: 112 px at threshold 0.62"
     )
     assert "threshold=0.000" in exact[0]
+
+
+async def test_a_new_image_whose_setting_is_refused_leaves_the_old_one_as_a_whole(page: Page, service: str) -> None:
+    """Else the old image's answer and mask would be shown under the new image's name."""
+    await visit(page, service)
+
+    async def refuse_the_setting(route: Route) -> None:
+        if "threshold=0.500" in route.request.url:
+            body = '{"title": "Overloaded", "detail": "busy", "status": 429}'
+            await route.fulfill(status=429, body=body, content_type="application/problem+json")
+        else:
+            await route.continue_()
+
+    await page.route(re.compile("/v1/classify"), refuse_the_setting)
+    pixels = "(canvas) => canvas.toDataURL()"
+    stage = page.locator("#stage")
+    before = await stage.evaluate(pixels)
+    await page.get_by_role("button", name="snake").click()
+    problem = page.get_by_role("alert")
+    await expect(problem).to_contain_text("snake: Overloaded")
+    await expect(page.locator("#name")).to_have_text("fox")
+    await expect(page.locator("#answer")).to_have_text("fox")
+    await expect(page.get_by_role("button", name="fox")).to_have_attribute("aria-pressed", "true")
+    await page.locator("#depth").focus()
+    await page.keyboard.press("ArrowRight")  # draws the stage anew, with a patch marked and without
+    await expect(page.locator("#path")).to_contain_text("Row 1, column 1")
+    await page.locator("#spend").focus()
+    await expect(page.locator("#path")).to_contain_text("Point at a patch")
+    assert await stage.evaluate(pixels) == before
+    await page.unroute(re.compile("/v1/classify"))
+    await problem.get_by_role("button", name="Try again").click()
+    await expect(page.locator("#name")).to_have_text("snake")
+    await expect(page.locator("#answer")).to_have_text("snake")
+    await expect(problem).to_be_hidden()
+
+
+async def test_what_an_image_that_could_not_be_opened_interrupts_is_not_said_to_go_on(page: Page, service: str) -> None:
+    answered, refusing, end = 0, False, asyncio.Event()
+
+    async def hold_the_survey(route: Route) -> None:
+        nonlocal answered
+        answered += 1
+        if refusing:
+            await route.fulfill(status=502, body="<html>Bad Gateway</html>")
+            return
+        if answered > 2:  # full compute and the setting; what follows, the page finds out by itself
+            await end.wait()
+        with suppress(Error):  # nobody waits for it any more
+            await route.continue_()
+
+    await page.route("**/v1/classify*", hold_the_survey)
+    await visit(page, service)
+    await expect(page.locator("#time-note")).to_have_text("measuring")
+    refusing = True
+    await page.get_by_role("button", name="ray").click()
+    await expect(page.get_by_role("alert")).to_contain_text("ray: The service answered 502")
+    await expect(page.locator("#time-note")).to_have_text("not measured")
+    end.set()
