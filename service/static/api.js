@@ -10,6 +10,8 @@ export class Problem extends Error {
 
 let key = "";
 export const setKey = (value) => { key = value; };
+export const hasKey = () => key !== "";
+export const canBeKey = (value) => /^[\x20-\x7e\xa0-\xff]+$/.test(value); // what a header can carry
 
 // The body of the answer as `read` (json, text, blob).
 async function call(path, read, options = {}) {

@@ -292,9 +292,10 @@ async function poll() {
 async function readMetrics() {
   try {
     live.add(await api.getMetrics(), performance.now() / 1e3);
+    view.showMetrics(true, !api.hasKey());
   } catch (error) {
     if (![401, 403, 404].includes(error.status)) throw error;
-    say("live-note", "This service keeps its metrics elsewhere: on a port of their own, or behind a key.");
+    view.showMetrics(false, false);
   }
 }
 
@@ -357,6 +358,9 @@ on("pointermove pointerdown", document, onPointer);
 on("blur", $("depth"), () => markPatch(null));
 on("submit", $("key-form"), (event) => {
   event.preventDefault();
+  if (!api.canBeKey($("key").value)) {
+    return say("problem-detail", "This can't be a key: it has a character that a header can't carry.");
+  }
   api.setKey($("key").value);
   $("key").value = "";
   again();

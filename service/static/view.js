@@ -31,6 +31,13 @@ export function showStatus(state, text) {
   say("status", text);
 }
 
+// Whether the page can read the service's metrics, and whether a link, which carries no key, can show them.
+export function showMetrics(here, linked) {
+  $("live-note").hidden = !here;
+  $("live-elsewhere").hidden = here;
+  $("metrics").hidden = !linked;
+}
+
 export function showModel({ name, version, architecture, layers, labels }) {
   say("model", `${name} · ${architecture} · ${layers} layers, ${labels.length} labels · ${version}`);
 }

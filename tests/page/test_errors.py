@@ -129,18 +129,27 @@ async def test_a_key_is_asked_for_and_kept_in_memory_only(page: Page, service: s
         body = '{"title": "No key", "detail": "send one as X-API-Key", "status": 401}'
         await route.fulfill(status=401, body=body, content_type="application/problem+json")
 
-    await page.route("**/v1/**", guard)
+    await page.route(re.compile("/v1/|/metrics"), guard)
     await page.goto(f"{service}/")
     await expect(page.get_by_role("alert")).to_contain_text("send one as X-API-Key")
     key = page.get_by_label("API key")
     await expect(key).to_be_focused()
+    await expect(page.get_by_text("This service keeps its metrics elsewhere")).to_be_visible()
+    await expect(page.get_by_role("link", name="Metrics")).to_be_hidden()
+    await key.fill("sésame→")  # no header carries the arrow: the browser would refuse to ask
+    await key.press("Enter")
+    await expect(page.get_by_role("alert")).to_contain_text("a character that a header can't carry")
+    await expect(key).to_be_visible()
     await key.fill("wrong")
     await key.press("Enter")
-    await expect(page.get_by_role("alert")).to_be_visible()
+    await expect(page.get_by_role("alert")).to_contain_text("send one as X-API-Key")
     await key.fill("sesame")
     await page.get_by_role("button", name="Use it").click()
     await expect(page.locator("#answer")).to_have_text("fox")
     await expect(page.get_by_role("alert")).to_be_hidden()
+    await expect(page.get_by_text("This service keeps its metrics elsewhere")).to_be_hidden()
+    await expect(page.get_by_text("Two minutes of /metrics")).to_be_visible()
+    await expect(page.get_by_role("link", name="Metrics")).to_be_hidden()  # a link sends no key
     kept = await page.evaluate("[localStorage.length, sessionStorage.length, document.cookie]")
     assert kept == [0, 0, ""]
 
@@ -174,7 +183,8 @@ async def test_what_the_page_finds_out_by_itself_ends_with_its_image(page: Page,
 async def test_metrics_kept_elsewhere_are_said_to_be_and_the_rest_works(page: Page, service: str) -> None:
     await page.route("**/metrics", lambda route: route.fulfill(status=404, body="{}"))
     await visit(page, service)
-    await expect(page.locator("#live-note")).to_contain_text("keeps its metrics elsewhere")
+    await expect(page.get_by_text("This service keeps its metrics elsewhere")).to_be_visible()
+    await expect(page.get_by_role("link", name="Metrics")).to_be_hidden()
     await expect(page.locator("#status")).to_have_text("ready")
 
 

@@ -64,7 +64,7 @@ async def test_tab_goes_through_everything_in_order_and_the_focus_shows(page: Pa
     order = [
         "skip",
         "API",
-        "Metrics",
+        "metrics",
         "file",
         "fox",
         "pickup_truck",
