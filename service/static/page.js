@@ -138,10 +138,14 @@ function showSetting() {
   say("end-high", byCompute ? "full compute" : "skips more");
   $("size").replaceChildren(...sizes.map((px) => make("option", { value: px, textContent: px === ANY_SIZE ? "best size" : `${px} px` })));
   $("size").value = state.size[mode];
-  $("sure").value = state.sure;
+  const size = state.size[mode], fullPx = manifest.graphs[0].size_px; // of a second look
+  const once = size !== ANY_SIZE && size >= fullPx, sureHere = once ? 0 : state.sure;
+  $("sure").value = sureHere;
+  $("sure").disabled = once;
+  $("sure").title = once ? `${fullPx} px is the size of a second look: only a smaller one can come first` : "";
   for (const button of $("presets").children) {
     const { threshold, size_px: px, sure } = manifest.presets[button.textContent];
-    button.setAttribute("aria-pressed", !byCompute && threshold === value && px === state.size.threshold && sure === state.sure);
+    button.setAttribute("aria-pressed", !byCompute && threshold === value && px === size && sure === sureHere);
   }
   showMark();
 }
@@ -253,10 +257,12 @@ function onKey(event) {
     if (next >= 0 && next < patches) markPatch(next);
   } else if (key === " " && (inStrip || !target.closest("button, a"))) {
     play();
-  } else if (key === "ArrowLeft" || key === "ArrowRight") {
+  } else {
+    const step = { ArrowLeft: -1, ArrowRight: 1, ...(inStrip && { ArrowUp: -1, ArrowDown: 1 }) }[key];
+    if (!step) return;
     play(false);
-    chooseLayer(state.layer + (key === "ArrowLeft" ? -1 : 1));
-  } else return;
+    chooseLayer(state.layer + step);
+  }
   event.preventDefault();
 }
 
@@ -304,7 +310,7 @@ const looks = (sure) => (sure ? `below ${percent(sure)}` : "never");
 async function start() {
   retry = start;
   try {
-    const name = new URLSearchParams(location.search).get("model") ?? (await api.getModels())[0].name;
+    const name = new URLSearchParams(location.search).get("model") || (await api.getModels())[0].name;
     const { graphs, gated_layers: gated, presets, layers } = (state.manifest = await api.getManifest(name));
     state.size.threshold = graphs[0].size_px;
     state.layer = gated[Math.floor((2 * gated.length) / 3)]; // where all three states of a patch show

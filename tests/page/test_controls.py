@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import httpx
 import pytest
 from playwright.async_api import Page, expect
@@ -29,3 +31,41 @@ async def test_you_are_here_says_what_two_looks_cost_on_average(page: Page, serv
     await expect(note).to_contain_text("The curve is of one look only.")
     await page.get_by_label("Look again", exact=True).select_option("0")
     await expect(note).not_to_contain_text("one look")
+
+
+async def test_an_empty_model_in_the_address_is_none(page: Page, service: str) -> None:
+    await page.goto(f"{service}/?model=")
+    await expect(page.locator("#answer")).to_have_text("fox")
+
+
+async def test_layers_step_by_up_and_down_too_where_they_are_radios(page: Page, service: str) -> None:
+    await visit(page, service)
+    title = page.locator("#stage-title")
+    await page.get_by_role("radio", name="Layer 7,").focus()
+    await page.keyboard.press("ArrowDown")
+    await expect(title).to_have_text("Layer 8")
+    await expect(page.get_by_role("radio", name="Layer 8,")).to_be_focused()
+    await page.keyboard.press("ArrowUp")
+    await expect(title).to_have_text("Layer 7")
+    await page.get_by_role("button", name="Play").focus()
+    await page.keyboard.press("ArrowDown")  # scrolls, as everywhere else
+    await expect(title).to_have_text("Layer 7")
+
+
+async def test_looking_again_is_offered_only_where_there_is_a_larger_size(page: Page, service: str) -> None:
+    await visit(page, service)
+    looks = page.get_by_label("Look again", exact=True)
+    size = page.get_by_label("Input", exact=True)
+    await expect(looks).to_be_disabled()
+    await expect(looks).to_have_attribute("title", re.compile("^112 px is the size of a second look"))
+    await page.get_by_role("button", name="balanced").click()
+    await expect(looks).to_be_enabled()
+    await expect(looks).to_have_value("0.65")
+    await expect(looks).to_have_attribute("title", "")
+    await size.select_option("126")
+    await expect(looks).to_be_disabled()
+    await expect(looks).to_have_value("0")
+    await size.select_option("70")
+    await expect(looks).to_have_value("0.65")
+    await page.get_by_text("Compute", exact=True).first.click()
+    await expect(looks).to_be_enabled()  # the best size may be a small one
