@@ -8,6 +8,7 @@ import httpx
 import pytest
 from playwright.async_api import Page, expect
 
+from tests.images import encode, gradient
 from tests.page.test_page import slide, visit
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -69,3 +70,19 @@ async def test_looking_again_is_offered_only_where_there_is_a_larger_size(page: 
     await expect(looks).to_have_value("0.65")
     await page.get_by_text("Compute", exact=True).first.click()
     await expect(looks).to_be_enabled()  # the best size may be a small one
+
+
+async def test_a_small_image_of_a_type_that_the_service_refuses_is_sent_as_one_it_takes(
+    page: Page, service: str
+) -> None:
+    await visit(page, service)
+    for kind, sent in (("GIF", "png"), ("BMP", "png"), ("JPEG", "jpeg"), ("PNG", "png"), ("WebP", "webp")):
+        content = encode(gradient(), kind)
+        note = "" if kind.lower() == sent else ", sent as its centre square, 448 px"
+        async with page.expect_request("**/v1/classify*") as request:
+            await page.locator("#file").set_input_files(
+                {"name": f"ramp.{kind}", "mimeType": f"image/{kind.lower()}", "buffer": content}
+            )
+        assert await (await request.value).header_value("Content-Type") == f"image/{sent}"
+        await expect(page.locator("#name")).to_have_text(f"ramp.{kind}{note}")
+        await expect(page.get_by_role("alert")).to_be_hidden()
