@@ -140,7 +140,7 @@ function onCurve({ calibration, second_looks: looks = [], graphs }, shown) {
   const costs = `This image costs ${percent(ratio, 1)} at`;
   if (row) {
     const text = `${costs} ${firstPx} px, and below ${percent(row.sure)} again at ${againPx} px; the average image ` +
-      `(ring) ${percent(row.macs_ratio, 1)}: ${percent(row.looked_again, 1)} are looked at again. ${held(row.accuracy)}`;
+      `(ring) ${percent(row.macs_ratio, 1)}, for ${percent(row.looked_again)} are looked at again. ${held(row.accuracy)}`;
     return { here: { accuracy: row.accuracy, spread: { mean: row.macs_ratio }, ratio }, text };
   }
   const point = calibratedAt(calibration, sizePx, threshold);
