@@ -10,6 +10,8 @@ export class Problem extends Error {
 
 let key = "";
 export const setKey = (value) => { key = value; };
+export const hasKey = () => key !== "";
+export const canBeKey = (value) => /^[\x20-\x7e\xa0-\xff]+$/.test(value); // what a header can carry
 
 // The body of the answer as `read` (json, text, blob).
 async function call(path, read, options = {}) {
@@ -34,6 +36,7 @@ function problem({ status, statusText, headers }, text) {
   return new Problem(`The service answered ${status}`, statusText || "It didn't say why.", about);
 }
 
+export const takesType = (type) => /^image\/(jpeg|png|webp)$/.test(type);
 export const getModels = async () => (await call("v1/models", "json")).models;
 export const getManifest = (name) => call(`v1/models/${encodeURIComponent(name)}`, "json");
 export const getMetrics = () => call("metrics", "text");
@@ -44,7 +47,7 @@ export const getBlob = (path) => call(path, "blob");
 export async function classify(blob, query, signal) {
   const parameters = new URLSearchParams({ explain: "mask", top_k: "100", ...query });
   // The bytes decide what an image is; a type that the service doesn't take would be refused before it looks at them.
-  const type = /^image\/(jpeg|png|webp)$/.test(blob.type) ? blob.type : "application/octet-stream";
+  const type = takesType(blob.type) ? blob.type : "application/octet-stream";
   const options = { method: "POST", body: blob, headers: { "Content-Type": type }, signal };
   const { results: [result], timing_ms: timing, batch_size: batchSize, cached } = await call(`v1/classify?${parameters}`, "json", options);
   return { cached, ...result, timing, batchSize, query };

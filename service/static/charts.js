@@ -43,7 +43,8 @@ function axes(svg, { x, y, label, xText = percent }) {
 const ofSize = (calibration, sizePx) =>
   calibration.filter(({ size_px: px }) => px === sizePx).sort((a, b) => a.threshold - b.threshold);
 
-// Calibrated accuracy against mean MACs, a line for each input size; `here` is this image at its setting, or null.
+// Calibrated accuracy against mean MACs, a line for each input size; `here` is this image at its setting, or null. Of two
+// looks only the mean is known, and they are on no line.
 export function drawCurve(svg, calibration, here) {
   const accuracies = calibration.filter(({ threshold }) => threshold <= 0.7).map(({ accuracy }) => accuracy);
   const low = Math.floor(20 * Math.min(...accuracies)) / 20, high = Math.min(1, Math.ceil(20 * Math.max(...accuracies)) / 20);
@@ -57,7 +58,7 @@ export function drawCurve(svg, calibration, here) {
   if (!here) return;
   const y = toY(here.accuracy), { mean, p10, p90 } = here.spread;
   add(inside, "path", { class: "ink dashed", d: `M${toX(here.ratio)} ${bottom}V${y}` });
-  add(inside, "path", { class: "ink", d: `M${toX(p10)} ${y}H${toX(p90)}` });
+  if (p10 !== undefined) add(inside, "path", { class: "ink", d: `M${toX(p10)} ${y}H${toX(p90)}` });
   add(inside, "circle", { cx: toX(mean), cy: y, r: 4 });
   add(inside, "circle", { class: "here", cx: toX(here.ratio), cy: y, r: 6 });
 }

@@ -13,17 +13,18 @@ const { $, say, make, words } = view;
 const SAMPLES = ["fox", "maple_tree", "snake", "sunflower", "tiger", "ray", "plate", "pickup_truck"];
 const POLL_MS = 2000, PLAY_MS = 600, SETTLE_MS = 500, SWEEP_POINTS = 11;
 const ANY_SIZE = "best";
+const BUSY = "not measured: the engine is busy with others";
 
 const state = {
   manifest: null,
-  image: null, // {blob, crop, note, name}
+  image: null, // {blob, crop, note, name, results: its answers, by query}
   full: null, // its answer at full compute
-  results: new Map(), // its answers, by query
   mode: "threshold",
   value: { threshold: 0.5, compute: 0.5 },
   size: { threshold: null, compute: ANY_SIZE },
   sure: 0, // least probability that is enough; below it the full size as well
-  shown: null, // the answer on the page
+  shown: null, // the answer on the page, always the image's
+  times: null, // what was measured of it
   mark: null, // {value, ratio}: the least compute found with full compute's answer
   layer: 0,
   marked: null, // a patch
@@ -41,20 +42,23 @@ const queryAt = (value, mode = state.mode, size = state.size[mode], sure = state
 const fullQuery = () => queryAt(0, "threshold", state.manifest.graphs[0].size_px, 0);
 
 // What the page measures must not be degraded by load. What the reader asks for may be, and is then called so.
+const askAsItComes = (image, query, signal) => api.classify(image.blob, query, signal);
+
 async function askExactly(image, query, signal) {
-  const result = await api.classify(image.blob, query, signal);
+  const result = await askAsItComes(image, query, signal);
   return result.degraded ? api.classify(image.blob, { ...query, degrade: "false" }, signal) : result;
 }
 
-async function remembered(query, ask = askExactly, signal = undefined) {
-  const { image, results } = state, key = JSON.stringify(query);
-  if (!results.has(key)) results.set(key, await ask(image, query, signal));
-  return results.get(key);
+async function remembered(image, query, ask, signal = undefined) {
+  const key = JSON.stringify(query);
+  if (!image.results.has(key)) image.results.set(key, await ask(image, query, signal));
+  return image.results.get(key);
 }
 
 function fail(error, name = "") {
   if (error.name === "AbortError") return;
   if (!(error instanceof api.Problem)) throw error; // ours, not the service's
+  if (state.shown) view.showTimes(state.times, "not measured"); // nobody goes on with it
   if (error.status === null) lose(error);
   else view.showProblem(error, { about: words(name), canRetry: [429, 500, 503, 504].includes(error.status) });
 }
@@ -69,13 +73,15 @@ async function open(source, name) {
   clearTimeout(settled);
   say("name", `opening ${words(name)}`);
   try {
-    const image = { ...(await prepare(source instanceof Blob ? source : await api.getBlob(source))), name };
-    const full = await askExactly(image, fullQuery(), signal);
+    const prepared = await prepare(source instanceof Blob ? source : await api.getBlob(source));
+    const image = { ...prepared, name, results: new Map() };
+    const full = await remembered(image, fullQuery(), askExactly, signal);
+    const shown = await remembered(image, queryAt(state.value[state.mode]), askAsItComes, signal);
     if (signal.aborted) return;
-    const results = new Map([[JSON.stringify(fullQuery()), full]]);
-    Object.assign(state, { image, full, results, mark: null, marked: null });
+    Object.assign(state, { image, full, shown, mark: null, marked: null }); // together, or not at all
     $("problem").hidden = true;
     for (const button of $("samples").children) button.setAttribute("aria-pressed", button.dataset.name === name);
+    render();
     await show();
   } catch (error) {
     if (!signal.aborted) fail(error, name);
@@ -99,13 +105,15 @@ async function show() {
   clearTimeout(settled);
   if (asking || !state.image) { askAgain = asking; return; }
   asking = true;
+  const { image } = state;
   try {
-    state.shown = await remembered(queryAt(state.value[state.mode]), (image, query) => api.classify(image.blob, query));
+    const shown = await remembered(image, queryAt(state.value[state.mode]), askAsItComes);
+    if (image === state.image) state.shown = shown;
     if (!askAgain) render();
     settled = setTimeout(findOut, SETTLE_MS);
   } catch (error) {
     retry = show;
-    if (!askAgain) fail(error, state.image.name);
+    if (!askAgain) fail(error, image.name);
   }
   asking = false;
   if (askAgain) { askAgain = false; await show(); }
@@ -130,10 +138,14 @@ function showSetting() {
   say("end-high", byCompute ? "full compute" : "skips more");
   $("size").replaceChildren(...sizes.map((px) => make("option", { value: px, textContent: px === ANY_SIZE ? "best size" : `${px} px` })));
   $("size").value = state.size[mode];
-  $("sure").value = state.sure;
+  const size = state.size[mode], fullPx = manifest.graphs[0].size_px; // of a second look
+  const once = size !== ANY_SIZE && size >= fullPx, sureHere = once ? 0 : state.sure;
+  $("sure").value = sureHere;
+  $("sure").disabled = once;
+  $("sure").title = once ? `${fullPx} px is the size of a second look: only a smaller one can come first` : "";
   for (const button of $("presets").children) {
     const { threshold, size_px: px, sure } = manifest.presets[button.textContent];
-    button.setAttribute("aria-pressed", !byCompute && threshold === value && px === state.size.threshold && sure === state.sure);
+    button.setAttribute("aria-pressed", !byCompute && threshold === value && px === size && sure === sureHere);
   }
   showMark();
 }
@@ -149,20 +161,21 @@ function render() {
   const { shown, full, manifest } = state;
   view.showAnswer(shown, full);
   view.showReceipt(shown, manifest.graphs[0].size_px);
-  view.showTimes(null);
+  view.showTimes(state.times = null);
   view.showCurve(manifest, shown);
   showLayers();
   showSweep();
 }
 
 function showSweep() {
-  const { results, mode, mark, full, shown } = state, size = state.size[mode];
+  const { image: { results }, mode, mark, full, shown } = state, size = state.size[mode];
   const known = [...results.values()]
     .filter(({ query }) => mode in query && (query.size ?? ANY_SIZE) === size && (query.sure ?? 0) === state.sure)
     .map((result) => ({ value: +result.query[mode], result }))
     .sort((a, b) => a.value - b.value);
   const label = mode === "threshold" ? `threshold, at ${size} px` : "compute, share of the dense model";
-  view.showSweep({ results: known, full, range: limits(), here: +shown.query[mode], mark: mark?.value ?? null, label });
+  const here = mode in shown.query ? +shown.query[mode] : null; // null while the other mode's answer is awaited
+  view.showSweep({ results: known, full, range: limits(), here, mark: mark?.value ?? null, label });
 }
 
 // Once the setting rests: the time saved, answers over the whole slider, and the least compute that would do.
@@ -172,9 +185,10 @@ async function findOut() {
   announce();
   try {
     const [askFull, askHere] = [fullQuery(), shown.query].map((query) => () => askExactly(image, query, signal));
-    view.showTimes((await compareTimes(askFull, askHere)) ?? undefined);
+    state.times = await compareTimes(askFull, askHere);
+    view.showTimes(state.times, BUSY);
     const values = Array.from({ length: SWEEP_POINTS }, (_, index) => low + ((high - low) * index) / (SWEEP_POINTS - 1));
-    const askAt = (value) => remembered(queryAt(value, mode), askExactly, signal);
+    const askAt = (value) => remembered(image, queryAt(value, mode), askExactly, signal);
     const holds = async (value) => top(await askAt(value)).index === top(full).index;
     const value = await cheapest(mode === "threshold" ? values : values.reverse(), holds, showSweep);
     const ratio = value === null ? null : (await askAt(value)).macs.ratio;
@@ -185,7 +199,7 @@ async function findOut() {
     document.body.dataset.surveyed = `${image.name} ${mode} ${state.value[mode]} ${state.size[mode]}`;
   } catch (error) {
     if (signal.aborted) return;
-    if ([429, 503, 504].includes(error.status)) view.showTimes(undefined);
+    if ([429, 503, 504].includes(error.status)) view.showTimes(state.times, BUSY);
     else fail(error, image.name);
   }
 }
@@ -243,10 +257,12 @@ function onKey(event) {
     if (next >= 0 && next < patches) markPatch(next);
   } else if (key === " " && (inStrip || !target.closest("button, a"))) {
     play();
-  } else if (key === "ArrowLeft" || key === "ArrowRight") {
+  } else {
+    const step = { ArrowLeft: -1, ArrowRight: 1, ...(inStrip && { ArrowUp: -1, ArrowDown: 1 }) }[key];
+    if (!step) return;
     play(false);
-    chooseLayer(state.layer + (key === "ArrowLeft" ? -1 : 1));
-  } else return;
+    chooseLayer(state.layer + step);
+  }
   event.preventDefault();
 }
 
@@ -282,9 +298,10 @@ async function poll() {
 async function readMetrics() {
   try {
     live.add(await api.getMetrics(), performance.now() / 1e3);
+    view.showMetrics(true, !api.hasKey());
   } catch (error) {
     if (![401, 403, 404].includes(error.status)) throw error;
-    say("live-note", "This service keeps its metrics elsewhere: on a port of their own, or behind a key.");
+    view.showMetrics(false, false);
   }
 }
 
@@ -293,7 +310,7 @@ const looks = (sure) => (sure ? `below ${percent(sure)}` : "never");
 async function start() {
   retry = start;
   try {
-    const name = new URLSearchParams(location.search).get("model") ?? (await api.getModels())[0].name;
+    const name = new URLSearchParams(location.search).get("model") || (await api.getModels())[0].name;
     const { graphs, gated_layers: gated, presets, layers } = (state.manifest = await api.getManifest(name));
     state.size.threshold = graphs[0].size_px;
     state.layer = gated[Math.floor((2 * gated.length) / 3)]; // where all three states of a patch show
@@ -347,6 +364,9 @@ on("pointermove pointerdown", document, onPointer);
 on("blur", $("depth"), () => markPatch(null));
 on("submit", $("key-form"), (event) => {
   event.preventDefault();
+  if (!api.canBeKey($("key").value)) {
+    return say("problem-detail", "This can't be a key: it has a character that a header can't carry.");
+  }
   api.setKey($("key").value);
   $("key").value = "";
   again();

@@ -31,6 +31,13 @@ export function showStatus(state, text) {
   say("status", text);
 }
 
+// Whether the page can read the service's metrics, and whether a link, which carries no key, can show them.
+export function showMetrics(here, linked) {
+  $("live-note").hidden = !here;
+  $("live-elsewhere").hidden = here;
+  $("metrics").hidden = !linked;
+}
+
 export function showModel({ name, version, architecture, layers, labels }) {
   say("model", `${name} · ${architecture} · ${layers} layers, ${labels.length} labels · ${version}`);
 }
@@ -107,23 +114,42 @@ export function showReceipt({ macs: { used, dense, ratio }, skipped_patches: ski
   say("patches-note", `mean of the gated layers, ${sizePx} px input`);
 }
 
-// `times` of compareTimes: null while measuring, undefined if the engine had other work.
-export function showTimes(times) {
+// `times` of compareTimes; null while there are none, and then why.
+export function showTimes(times, why = "measuring") {
   say("time", times ? `${times.hereMs.toFixed(1)} ms` : "–");
-  if (!times) return say("time-note", times === null ? "measuring" : "not measured: the engine is busy with others");
+  if (!times) return say("time-note", why);
   const saved = 1 - times.hereMs / times.fullMs;
   say("time-note", `${percent(Math.abs(saved))} ${saved >= 0 ? "less" : "more"} than full compute's ${times.fullMs.toFixed(1)} ms`);
 }
 
-export function showCurve({ calibration }, { size_px: sizePx, threshold, macs: { ratio } }) {
-  const point = calibratedAt(calibration, sizePx, threshold), at = threshold.toFixed(2);
-  drawCurve($("curve"), calibration, point && { ...point, sizePx, ratio });
-  const text = point
-    ? `This image costs ${percent(ratio, 1)} at ${sizePx} px and threshold ${at}; the average image (ring) ${percent(point.spread.mean, 1)}, ` +
-      `the middle 80 % from ${percent(point.spread.p10)} to ${percent(point.spread.p90)}. Accuracy there, on held-out images: ${percent(point.accuracy, 1)}.`
-    : `Threshold ${at} lies beyond the calibration table, which ends where accuracy has fallen off.`;
+export function showCurve(manifest, shown) {
+  const { here, text } = onCurve(manifest, shown);
+  drawCurve($("curve"), manifest.calibration, here);
   say("curve-note", text);
   $("curve").setAttribute("aria-label", `Accuracy against compute, a line for each input size. ${text}`);
+}
+
+// Where an answer is on the curve, which is of one look, or beside it, where the manifest knows what two looks cost.
+function onCurve({ calibration, second_looks: looks = [], graphs }, shown) {
+  const { query, size_px: sizePx, threshold, macs: { ratio }, first_look: first, degraded } = shown;
+  const firstPx = first?.size_px ?? sizePx, againPx = graphs[0].size_px, at = threshold.toFixed(2);
+  const twice = query.sure > 0 && firstPx < againPx;
+  const row = twice && threshold === 0 && !degraded &&
+    looks.find((one) => one.size_px === firstPx && one.again_px === againPx && one.sure === query.sure);
+  const held = (accuracy) => `Accuracy there, on held-out images: ${percent(accuracy, 1)}.`;
+  const costs = `This image costs ${percent(ratio, 1)} at`;
+  if (row) {
+    const text = `${costs} ${firstPx} px, and below ${percent(row.sure)} again at ${againPx} px; the average image ` +
+      `(ring) ${percent(row.macs_ratio, 1)}, for ${percent(row.looked_again)} are looked at again. ${held(row.accuracy)}`;
+    return { here: { accuracy: row.accuracy, spread: { mean: row.macs_ratio }, ratio }, text };
+  }
+  const point = calibratedAt(calibration, sizePx, threshold);
+  const beyond = `Threshold ${at} lies beyond the calibration table, which ends where accuracy has fallen off.`;
+  if (!point) return { here: null, text: beyond };
+  const { mean, p10, p90 } = point.spread;
+  const text = `${costs} ${sizePx} px and threshold ${at}; the average image (ring) ${percent(mean, 1)}, ` +
+    `the middle 80 % from ${percent(p10)} to ${percent(p90)}. ${held(point.accuracy)}`;
+  return { here: { ...point, sizePx, ratio }, text: twice ? `${text} The curve is of one look only.` : text };
 }
 
 // Lines of the labels that matter somewhere on the slider: full compute's answer first, then by their best.

@@ -47,7 +47,7 @@ async def page(browser: Browser) -> AsyncIterator[Page]:
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("request", lambda request: asked.append(request.url))
     yield page
-    origin = page.url.split("/static")[0].rstrip("/")
+    origin = page.url.partition("?")[0].split("/static")[0].rstrip("/")
     await context.close()
     assert not errors
     assert asked

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import re
+from contextlib import suppress
 
 import httpx
 import pytest
-from playwright.async_api import Page, Route, expect
+from playwright.async_api import Error, Page, Route, expect
 
 from service.settings import Settings
 from tests.fakes import FakeEngine
@@ -128,18 +129,27 @@ async def test_a_key_is_asked_for_and_kept_in_memory_only(page: Page, service: s
         body = '{"title": "No key", "detail": "send one as X-API-Key", "status": 401}'
         await route.fulfill(status=401, body=body, content_type="application/problem+json")
 
-    await page.route("**/v1/**", guard)
+    await page.route(re.compile("/v1/|/metrics"), guard)
     await page.goto(f"{service}/")
     await expect(page.get_by_role("alert")).to_contain_text("send one as X-API-Key")
     key = page.get_by_label("API key")
     await expect(key).to_be_focused()
+    await expect(page.get_by_text("This service keeps its metrics elsewhere")).to_be_visible()
+    await expect(page.get_by_role("link", name="Metrics")).to_be_hidden()
+    await key.fill("sésame→")  # no header carries the arrow: the browser would refuse to ask
+    await key.press("Enter")
+    await expect(page.get_by_role("alert")).to_contain_text("a character that a header can't carry")
+    await expect(key).to_be_visible()
     await key.fill("wrong")
     await key.press("Enter")
-    await expect(page.get_by_role("alert")).to_be_visible()
+    await expect(page.get_by_role("alert")).to_contain_text("send one as X-API-Key")
     await key.fill("sesame")
     await page.get_by_role("button", name="Use it").click()
     await expect(page.locator("#answer")).to_have_text("fox")
     await expect(page.get_by_role("alert")).to_be_hidden()
+    await expect(page.get_by_text("This service keeps its metrics elsewhere")).to_be_hidden()
+    await expect(page.get_by_text("Two minutes of /metrics")).to_be_visible()
+    await expect(page.get_by_role("link", name="Metrics")).to_be_hidden()  # a link sends no key
     kept = await page.evaluate("[localStorage.length, sessionStorage.length, document.cookie]")
     assert kept == [0, 0, ""]
 
@@ -173,7 +183,8 @@ async def test_what_the_page_finds_out_by_itself_ends_with_its_image(page: Page,
 async def test_metrics_kept_elsewhere_are_said_to_be_and_the_rest_works(page: Page, service: str) -> None:
     await page.route("**/metrics", lambda route: route.fulfill(status=404, body="{}"))
     await visit(page, service)
-    await expect(page.locator("#live-note")).to_contain_text("keeps its metrics elsewhere")
+    await expect(page.get_by_text("This service keeps its metrics elsewhere")).to_be_visible()
+    await expect(page.get_by_role("link", name="Metrics")).to_be_hidden()
     await expect(page.locator("#status")).to_have_text("ready")
 
 
@@ -196,3 +207,61 @@ async def test_a_degraded_answer_is_called_so_and_full_compute_is_never_degraded
         "computed less than asked for this answer: 112 px at threshold 0.62"
     )
     assert "threshold=0.000" in exact[0]
+
+
+async def test_a_new_image_whose_setting_is_refused_leaves_the_old_one_as_a_whole(page: Page, service: str) -> None:
+    """Else the old image's answer and mask would be shown under the new image's name."""
+    await visit(page, service)
+
+    async def refuse_the_setting(route: Route) -> None:
+        if "threshold=0.500" in route.request.url:
+            body = '{"title": "Overloaded", "detail": "busy", "status": 429}'
+            await route.fulfill(status=429, body=body, content_type="application/problem+json")
+        else:
+            await route.continue_()
+
+    await page.route(re.compile("/v1/classify"), refuse_the_setting)
+    pixels = "(canvas) => canvas.toDataURL()"
+    stage = page.locator("#stage")
+    before = await stage.evaluate(pixels)
+    await page.get_by_role("button", name="snake").click()
+    problem = page.get_by_role("alert")
+    await expect(problem).to_contain_text("snake: Overloaded")
+    await expect(page.locator("#name")).to_have_text("fox")
+    await expect(page.locator("#answer")).to_have_text("fox")
+    await expect(page.get_by_role("button", name="fox")).to_have_attribute("aria-pressed", "true")
+    await page.locator("#depth").focus()
+    await page.keyboard.press("ArrowRight")  # draws the stage anew, with a patch marked and without
+    await expect(page.locator("#path")).to_contain_text("Row 1, column 1")
+    await page.locator("#spend").focus()
+    await expect(page.locator("#path")).to_contain_text("Point at a patch")
+    assert await stage.evaluate(pixels) == before
+    await page.unroute(re.compile("/v1/classify"))
+    await problem.get_by_role("button", name="Try again").click()
+    await expect(page.locator("#name")).to_have_text("snake")
+    await expect(page.locator("#answer")).to_have_text("snake")
+    await expect(problem).to_be_hidden()
+
+
+async def test_what_an_image_that_could_not_be_opened_interrupts_is_not_said_to_go_on(page: Page, service: str) -> None:
+    answered, refusing, end = 0, False, asyncio.Event()
+
+    async def hold_the_survey(route: Route) -> None:
+        nonlocal answered
+        answered += 1
+        if refusing:
+            await route.fulfill(status=502, body="<html>Bad Gateway</html>")
+            return
+        if answered > 2:  # full compute and the setting; what follows, the page finds out by itself
+            await end.wait()
+        with suppress(Error):  # nobody waits for it any more
+            await route.continue_()
+
+    await page.route("**/v1/classify*", hold_the_survey)
+    await visit(page, service)
+    await expect(page.locator("#time-note")).to_have_text("measuring")
+    refusing = True
+    await page.get_by_role("button", name="ray").click()
+    await expect(page.get_by_role("alert")).to_contain_text("ray: The service answered 502")
+    await expect(page.locator("#time-note")).to_have_text("not measured")
+    end.set()

@@ -8,6 +8,7 @@ import pytest
 from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Page, expect
 
+from tests.images import plain
 from tests.page.test_page import visit
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -64,7 +65,7 @@ async def test_tab_goes_through_everything_in_order_and_the_focus_shows(page: Pa
     order = [
         "skip",
         "API",
-        "Metrics",
+        "metrics",
         "file",
         "fox",
         "pickup_truck",
@@ -87,3 +88,15 @@ async def test_results_are_announced_and_motion_is_left_out_when_unwanted(page: 
     await expect(said).to_contain_text("fox: fox, 85 %, as at full compute. 59 % of the dense compute, 34 of 64")
     bar = page.locator("#bars .bar").first
     assert await bar.evaluate("(bar) => getComputedStyle(bar, '::before').transitionDuration") == "0s"
+
+
+async def test_a_long_file_name_widens_nothing(page: Page, service: str) -> None:
+    await page.set_viewport_size({"width": 390, "height": 800})
+    await visit(page, service)
+    name = f"{'0123456789abcdef' * 4}.png"
+    await page.locator("#file").set_input_files({"name": name, "mimeType": "image/png", "buffer": plain()})
+    await expect(page.locator("#name")).to_have_text(name)
+    assert await page.evaluate("document.documentElement.scrollWidth") == 390
+    await page.locator("#file").set_input_files({"name": name, "mimeType": "image/png", "buffer": b"no image"})
+    await expect(page.get_by_role("alert")).to_contain_text(name)
+    assert await page.evaluate("document.documentElement.scrollWidth") == 390
