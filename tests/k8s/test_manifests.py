@@ -15,6 +15,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from tests.k8s.queries import queries
 from tests.k8s.rendered import COMPONENTS, DEPLOYABLE, K8S, ROOT, Object, objects, one, server, text, values
 
 VERSIONS = ("1.32", "1.35", "1.37")
@@ -25,6 +26,7 @@ MODELS = {
     "ServiceMonitor": "cloudcoil.models.prometheus_operator.v1",
 }
 KSERVE: dict[str, Any] = json.loads(Path(__file__).with_name("kserve.schema.json").read_text())
+KSERVE_SERVICE = ("kserve", "InferenceService")  # KServe gives the Service that it makes the labels of this
 SERVER = {"app.kubernetes.io/name": "skipvit", "app.kubernetes.io/component": "server"}
 
 
@@ -142,6 +144,14 @@ def test_the_monitor_finds_the_service_and_its_port() -> None:
     assert {endpoint["port"] for endpoint in monitor["endpoints"]} <= {
         port["name"] for port in service["spec"]["ports"]
     }
+
+
+def test_queries_by_job_select_what_the_monitor_scrapes() -> None:
+    """Under KServe too, whose Service has another name, and the labels of the InferenceService."""
+    label = one("monitoring", "ServiceMonitor")["spec"]["jobLabel"]
+    named = {one(*which)["metadata"]["labels"][label] for which in (("overlays/cpu", "Service"), KSERVE_SERVICE)}
+    jobs = {job for query in queries() for job in re.findall(r'job="([^"]*)"', query.text)}
+    assert jobs == named == {"skipvit"}
 
 
 @pytest.mark.parametrize("folder", ["overlays/production", "autoscaling/hpa"])
