@@ -163,6 +163,12 @@ def test_the_autoscaler_alone_says_how_many_pods(folder: str) -> None:
             assert document["spec"]["scaleTargetRef"]["name"] == one("overlays/cpu", "Deployment")["metadata"]["name"]
 
 
+def test_no_answer_for_keda_is_not_the_answer_that_there_is_no_load() -> None:
+    triggers = one("overlays/production", "ScaledObject")["spec"]["triggers"]
+    assert [trigger["metadata"].get("ignoreNullValues") for trigger in triggers] == ["false"] * 2
+    assert "fallback" not in one("overlays/production", "ScaledObject")["spec"]
+
+
 def test_images_carry_the_version_of_the_project() -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert server("overlays/cpu")["image"].endswith(f"/skipvit:{version}")
