@@ -196,4 +196,16 @@ def test_kserve_runs_the_same_pod() -> None:
     names = {item["metadata"]["name"] for item in objects("kserve") if item["kind"] == "ConfigMap"}
     assert {theirs["envFrom"][0]["configMapRef"]["name"]} == names
     kinds = {document["kind"] for document in objects("kserve")}
-    assert kinds == {"Namespace", "ServiceAccount", "ConfigMap", "ServingRuntime", "InferenceService"}
+    guards = {"PodDisruptionBudget", "NetworkPolicy"}
+    assert kinds == {"Namespace", "ServiceAccount", "ConfigMap", "ServingRuntime", "InferenceService"} | guards
+
+
+def test_kserves_pods_are_guarded_and_scaled_as_ours() -> None:
+    pods = {"app": f"isvc.{one('kserve', 'InferenceService')['metadata']['name']}-predictor"}
+    assert one("kserve", "PodDisruptionBudget")["spec"]["selector"] == {"matchLabels": pods}
+    assert one("kserve", "NetworkPolicy")["spec"]["podSelector"] == {"matchLabels": pods}
+    for kind, field in (("PodDisruptionBudget", "selector"), ("NetworkPolicy", "podSelector")):
+        ours, theirs = one("overlays/cpu", kind)["spec"], one("kserve", kind)["spec"]
+        assert ours | {field: None} == theirs | {field: None}
+    annotations = one("kserve", "InferenceService")["metadata"]["annotations"]
+    assert annotations["serving.kserve.io/autoscalerClass"] == "external"
