@@ -3,6 +3,7 @@
 #   docker build -t skipvit .                        one stage for each device; `cpu`, the last, is the default
 #   docker build --target gpu -t skipvit:gpu .       ONNX Runtime with CUDA; falls back to the CPU where no GPU is
 #   docker build --target loadtest -t skipvit-loadtest .
+#   docker build --build-arg EXTRAS=otel,grpc ...   with what SKIPVIT_TRACING and SKIPVIT_GRPC_PORT need; in cpu and gpu
 #
 # A base image is a name and a digest: the name says what it is, the digest that it is always the same. To move on, take
 # the new digest from `docker buildx imagetools inspect <name>`; an empty digest (--build-arg PYTHON_DIGEST=) takes what
@@ -23,17 +24,19 @@ RUN apt-get update \
 
 # Dependencies first, on empty rooms: they are a layer of their own, which a change of the source leaves cached.
 FROM python-cpu AS build-cpu
+ARG EXTRAS=
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 RUN mkdir service models export \
     && python3 -m venv --without-pip /opt/venv \
-    && python3 -m pip --python /opt/venv/bin/python install --no-cache-dir '.[service-cpu]'
+    && python3 -m pip --python /opt/venv/bin/python install --no-cache-dir ".[service-cpu${EXTRAS:+,$EXTRAS}]"
 COPY service service
 COPY models/zoo /models
 RUN python3 -m pip --python /opt/venv/bin/python install --no-cache-dir --no-deps --force-reinstall . \
     && chmod -R a+rX /models
 
 FROM python-gpu AS build-gpu
+ARG EXTRAS=
 WORKDIR /src
 # hadolint ignore=DL3008
 RUN apt-get update \
@@ -42,7 +45,7 @@ RUN apt-get update \
 COPY pyproject.toml README.md LICENSE ./
 RUN mkdir service models export \
     && python3 -m venv --without-pip /opt/venv \
-    && python3 -m pip --python /opt/venv/bin/python install --no-cache-dir '.[service-gpu]'
+    && python3 -m pip --python /opt/venv/bin/python install --no-cache-dir ".[service-gpu${EXTRAS:+,$EXTRAS}]"
 COPY service service
 COPY models/zoo /models
 RUN python3 -m pip --python /opt/venv/bin/python install --no-cache-dir --no-deps --force-reinstall . \

@@ -25,6 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python3 k8s/build.py", description=__doc__.partition("\n\n")[0])
     parser.add_argument("--target", choices=("cpu", "gpu", "loadtest"), default="cpu")
     parser.add_argument("--tag", default="skipvit", help="name of the image")
+    parser.add_argument("--extras", default="", help="what the service gets besides: otel, grpc or otel,grpc")
     parser.add_argument(
         "--stand-in-base",
         action="store_true",
@@ -36,6 +37,8 @@ def main(argv: list[str] | None = None) -> int:
     revision = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     options = ["--target", arguments.target, "--tag", arguments.tag, "--build-arg", f"VERSION={version}"]
     options += ["--build-arg", f"REVISION={revision.stdout.strip() or 'unknown'}"]
+    if arguments.extras:
+        options += ["--build-arg", f"EXTRAS={arguments.extras}"]
     if has_docker():
         return subprocess.run(["docker", "build", *options, str(ROOT)], check=False).returncode
     if not shutil.which("buildah"):

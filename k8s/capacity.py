@@ -22,13 +22,15 @@ def main(argv: list[str] | None = None) -> int:
     """Print the table as Markdown."""
     parser = argparse.ArgumentParser("python3 k8s/capacity.py", description=__doc__.partition("\n\n")[0])
     parser.add_argument("--bundle", type=Path, default=ZOO / "cifar100-vits14")
+    parser.add_argument(
+        "--benchmark", type=Path, help="measured table, of a machine like yours (the bundle's benchmark.json)"
+    )
     parser.add_argument("--price-per-core-hour", type=float, default=0.04, help="in any currency")
     parser.add_argument("--busy", type=float, default=0.7, help="share of time in which a pod computes")
     parser.add_argument("--cores", type=int, default=2, help="cores of a pod")
     arguments = parser.parse_args(argv)
-    bench, manifest = (
-        json.loads((arguments.bundle / f"{name}.json").read_text()) for name in ("benchmark", "manifest")
-    )
+    files = (arguments.benchmark or arguments.bundle / "benchmark.json", arguments.bundle / "manifest.json")
+    bench, manifest = (json.loads(file.read_text()) for file in files)
     print(
         f"| preset | precision | top-1 | images/s a core | requests/s a pod of {arguments.cores} "
         "| cost of a million images |"

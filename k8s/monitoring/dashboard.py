@@ -53,6 +53,12 @@ ROWS: dict[str, list[Panel]] = {
             "Finished requests. `overloaded` are 429, `timeout` 504, `error` is our fault.",
         ),
         Panel(
+            "Requests by pod and outcome",
+            "reqps",
+            [("{{pod}} {{outcome}}", f"{_rate('skipvit_requests_total', 'pod,outcome')} > 0")],
+            "One bad pod stands out here: its errors, timeouts or refusals, or its share of the traffic.",
+        ),
+        Panel(
             "Degraded and refused",
             "percentunit",
             [

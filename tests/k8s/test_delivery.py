@@ -54,6 +54,17 @@ def test_the_capacity_table_is_what_the_command_prints() -> None:
     assert printed.strip() in README
 
 
+def test_capacity_is_counted_for_other_machines_too() -> None:
+    command = [sys.executable, str(K8S / "capacity.py")]
+    tables = [
+        subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        for options in ((), ("--benchmark", "models/zoo/cifar100-vits14/benchmark-avx2.json"))
+    ]
+    ours, theirs = (re.findall(r"\| int8 \| [\d.]+% \| ([\d.]+)", table) for table in tables)
+    assert len(ours) == len(theirs) == 3
+    assert all(float(slow) < 0.5 * float(fast) for fast, slow in zip(ours, theirs, strict=True))  # as the README says
+
+
 def test_the_times_in_the_upgrade_runbook_are_the_manifests() -> None:
     spec = one("overlays/cpu", "Deployment")["spec"]
     assert f"ready for {spec['minReadySeconds']} s before" in " ".join(README.split())

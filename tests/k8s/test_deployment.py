@@ -88,7 +88,8 @@ def test_the_pod_is_restricted(folder: str) -> None:
         "readOnlyRootFilesystem": True,
         "capabilities": {"drop": ["ALL"]},
     }
-    assert [volume.keys() for volume in spec["volumes"]] == [{"name", "emptyDir"}]
+    assert spec["volumes"]
+    assert all(volume.keys() == {"name", "emptyDir"} for volume in spec["volumes"])
     user = f"USER {spec['securityContext']['runAsUser']}:{spec['securityContext']['runAsGroup']}\n"
     assert DOCKERFILE.count(user) == DOCKERFILE.count("USER ") == 3  # cpu, gpu, loadtest
 
@@ -103,6 +104,22 @@ def test_a_rollout_never_has_fewer_pods_than_asked_for() -> None:
 def test_a_gpu_pod_asks_for_one_gpu() -> None:
     assert server("overlays/gpu")["resources"]["limits"]["nvidia.com/gpu"] == 1
     assert pod("overlays/gpu")["runtimeClassName"] == "nvidia"
+
+
+def test_a_gpu_pod_has_time_and_room_to_build_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    startup = server("overlays/gpu")["startupProbe"]
+    patience_s = startup["periodSeconds"] * startup["failureThreshold"]
+    assert patience_s >= 10 * 60
+    assert one("overlays/gpu", "Deployment")["spec"]["progressDeadlineSeconds"] > patience_s
+    cache = as_run("overlays/gpu", monkeypatch).engine_cache
+    (volume,) = [item["name"] for item in server("overlays/gpu")["volumeMounts"] if item["mountPath"] == str(cache)]
+    sizes = {item["name"]: mebibytes(item["emptyDir"]["sizeLimit"]) for item in pod("overlays/gpu")["volumes"]}
+    assert sizes[volume] >= 512
+    assert mebibytes(server("overlays/gpu")["resources"]["limits"]["ephemeral-storage"]) >= sum(sizes.values())
+
+
+def mebibytes(quantity: str) -> int:
+    return int(quantity[:-2]) * {"Mi": 1, "Gi": 1024}[quantity[-2:]]
 
 
 def test_load_is_met_by_degrading_then_scaling_then_shedding() -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+
+import pytest
 
 from service.settings import Settings
 from tests.k8s.rendered import ROOT
@@ -31,6 +34,21 @@ def test_cpu_and_gpu_differ_in_nothing_but_their_runtime() -> None:
     assert STAGES["gpu"].replace("gpu", "cpu") == STAGES["cpu"].split("\n\n")[0]
     shared = STAGES["build-cpu"].replace("cpu", "gpu")
     assert [line for line in shared.splitlines() if line not in STAGES["build-gpu"].splitlines()] == []
+
+
+@pytest.mark.parametrize(("extras", "wanted"), [("", "service-{}"), ("otel,grpc", "service-{},otel,grpc")])
+@pytest.mark.parametrize("kind", ["cpu", "gpu"])
+def test_extras_are_installed_beside_the_runtime(kind: str, extras: str, wanted: str) -> None:
+    stage = STAGES[f"build-{kind}"]
+    assert stage.startswith("ARG EXTRAS=\n")
+    word = re.search(r"--no-cache-dir (\S*service\S*)", stage)
+    assert word
+    done = subprocess.run(
+        ["sh", "-c", f"echo {word[1]}"], env={"EXTRAS": extras}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == f".[{wanted.format(kind)}]"
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(wanted.format(kind).split(",")) <= known.keys()
 
 
 def test_base_images_are_pinned_by_digest() -> None:

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from tests.k8s.queries import queries
 from tests.k8s.rendered import COMPONENTS, DEPLOYABLE, K8S, ROOT, Object, objects, one, server, text, values
 
 VERSIONS = ("1.32", "1.35", "1.37")
@@ -25,6 +26,7 @@ MODELS = {
     "ServiceMonitor": "cloudcoil.models.prometheus_operator.v1",
 }
 KSERVE: dict[str, Any] = json.loads(Path(__file__).with_name("kserve.schema.json").read_text())
+KSERVE_SERVICE = ("kserve", "InferenceService")  # KServe gives the Service that it makes the labels of this
 SERVER = {"app.kubernetes.io/name": "skipvit", "app.kubernetes.io/component": "server"}
 
 
@@ -144,6 +146,14 @@ def test_the_monitor_finds_the_service_and_its_port() -> None:
     }
 
 
+def test_queries_by_job_select_what_the_monitor_scrapes() -> None:
+    """Under KServe too, whose Service has another name, and the labels of the InferenceService."""
+    label = one("monitoring", "ServiceMonitor")["spec"]["jobLabel"]
+    named = {one(*which)["metadata"]["labels"][label] for which in (("overlays/cpu", "Service"), KSERVE_SERVICE)}
+    jobs = {job for query in queries() for job in re.findall(r'job="([^"]*)"', query.text)}
+    assert jobs == named == {"skipvit"}
+
+
 @pytest.mark.parametrize("folder", ["overlays/production", "autoscaling/hpa"])
 def test_the_autoscaler_alone_says_how_many_pods(folder: str) -> None:
     for document in objects(folder):
@@ -151,6 +161,12 @@ def test_the_autoscaler_alone_says_how_many_pods(folder: str) -> None:
             assert "replicas" not in document["spec"]
         if document["kind"] in ("ScaledObject", "HorizontalPodAutoscaler"):
             assert document["spec"]["scaleTargetRef"]["name"] == one("overlays/cpu", "Deployment")["metadata"]["name"]
+
+
+def test_no_answer_for_keda_is_not_the_answer_that_there_is_no_load() -> None:
+    triggers = one("overlays/production", "ScaledObject")["spec"]["triggers"]
+    assert [trigger["metadata"].get("ignoreNullValues") for trigger in triggers] == ["false"] * 2
+    assert "fallback" not in one("overlays/production", "ScaledObject")["spec"]
 
 
 def test_images_carry_the_version_of_the_project() -> None:
@@ -180,4 +196,16 @@ def test_kserve_runs_the_same_pod() -> None:
     names = {item["metadata"]["name"] for item in objects("kserve") if item["kind"] == "ConfigMap"}
     assert {theirs["envFrom"][0]["configMapRef"]["name"]} == names
     kinds = {document["kind"] for document in objects("kserve")}
-    assert kinds == {"Namespace", "ServiceAccount", "ConfigMap", "ServingRuntime", "InferenceService"}
+    guards = {"PodDisruptionBudget", "NetworkPolicy"}
+    assert kinds == {"Namespace", "ServiceAccount", "ConfigMap", "ServingRuntime", "InferenceService"} | guards
+
+
+def test_kserves_pods_are_guarded_and_scaled_as_ours() -> None:
+    pods = {"app": f"isvc.{one('kserve', 'InferenceService')['metadata']['name']}-predictor"}
+    assert one("kserve", "PodDisruptionBudget")["spec"]["selector"] == {"matchLabels": pods}
+    assert one("kserve", "NetworkPolicy")["spec"]["podSelector"] == {"matchLabels": pods}
+    for kind, field in (("PodDisruptionBudget", "selector"), ("NetworkPolicy", "podSelector")):
+        ours, theirs = one("overlays/cpu", kind)["spec"], one("kserve", kind)["spec"]
+        assert ours | {field: None} == theirs | {field: None}
+    annotations = one("kserve", "InferenceService")["metadata"]["annotations"]
+    assert annotations["serving.kserve.io/autoscalerClass"] == "external"
