@@ -149,8 +149,8 @@ def _spending(spending: Mapping[str, Any], reached: Reached, budgets: Sequence[f
         easy, hard, rank = (drawn["adaptive"][name] for name in ("easy_mean", "hard_mean", "spearman"))
         found.append(
             f"- Compute follows difficulty, through the gates: at threshold {drawn['score_threshold']:g} easy images "
-            f"take {100 * easy:.1f} % of the dense MACs, hard ones {100 * hard:.1f} %; rank correlation with the dense "
-            f"model's loss {rank:+.2f} ({verdict(hard > easy and rank > 0)}; {drawn['images']:,} images, "
+            f"take {100 * easy:.1f} % of the dense MACs, hard ones {100 * hard:.1f} %; rank correlation with the loss "
+            f"at threshold 0 {rank:+.2f} ({verdict(hard > easy and rank > 0)}; {drawn['images']:,} images, "
             "`figures/analysis.json`)."
         )
     gained = {name: _lead(reached, name, "resize_mixed") for name in ("served_looks", "served_chosen")}

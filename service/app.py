@@ -82,6 +82,7 @@ def create_app(
 
     app = FastAPIOffline(  # FastAPI whose /docs loads its viewer from here, not from a content network
         redoc_url=None,
+        redirect_slashes=False,  # to an address of http, behind a proxy that speaks https
         title="skipvit",
         summary="Vision Transformers that compute only the patches an image needs.",
         lifespan=lifespan,

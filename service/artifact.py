@@ -248,12 +248,12 @@ def load_bundle(path: Path) -> Bundle:
         BundleError: one line that names the file and the mend, for each way a bundle can be broken.
     """
     if not path.is_dir():
-        raise BundleError(f"no model bundle at {path}: build one with `make export` or set SKIPVIT_MODEL_REPOSITORY")
+        there = sorted(file.parent.name for file in path.parent.glob(f"*/{MANIFEST}"))
+        mend = f"SKIPVIT_DEFAULT_MODEL may be {', '.join(there)}" if there else "set SKIPVIT_MODEL_REPOSITORY"
+        raise BundleError(f"no model bundle at {path}: {mend}, or build one with `make export`")
     manifest = _read_manifest(path / MANIFEST)
     if manifest.name != path.name:
-        raise BundleError(
-            f"{path / MANIFEST}: the name is {manifest.name!r}, the folder's is {path.name!r}: rename one"
-        )
+        raise BundleError(f"{path / MANIFEST}: its name is {manifest.name!r}, its folder's {path.name!r}: rename one")
     for name, digest in manifest.files.items():
         if (path / name).parent != path:
             raise BundleError(f"{path / MANIFEST}: {name!r} is not a plain file name: {path_mend(path)}")

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 IMAGE_TYPES = ("image/jpeg", "image/png", "image/webp")
 MULTIPART = "multipart/form-data"
 # Said by clients that don't know what they send; the bytes decide.
-_UNKNOWING_TYPES = ("", "application/octet-stream", "application/x-www-form-urlencoded", "image/jpg", "image/*")
+_UNKNOWING_TYPES = (
+    *("", "application/octet-stream", "binary/octet-stream", "application/x-www-form-urlencoded"),
+    *("image/*", "image/jpg", "image/pjpeg", "image/x-png"),
+)
 _PART = "image"
 _BODIES = 8  # of full length, that may be held at once
 _FREE_BYTES = 256 * 1024  # of each body, that don't count towards what all may hold: a small image always has room
@@ -92,7 +95,7 @@ async def read_images(request: Request, limits: BodyLimits) -> list[bytes]:
         BadParameter: a part with another name than `image`.
         ClientDisconnect: the client left before the body was complete.
     """
-    encoding = request.headers.get("content-encoding", "identity")
+    encoding = request.headers.get("content-encoding", "identity").lower()
     if encoding != "identity":
         raise UnsupportedImageType(f"content-encoding: {encoding} isn't taken; images are compressed already")
     raw_type, options = parse_options_header(request.headers.get("content-type"))
@@ -239,7 +242,10 @@ class _Parts:
     def _on_headers_finished(self) -> None:
         name = parse_options_header(self._disposition)[1].get(b"name", b"").decode("utf-8", "replace")
         if name != _PART:
-            raise BadParameter(f"unknown part {name[:100]!r} in the multipart body; parts are named {_PART!r}")
+            raise BadParameter(
+                f"unknown part {name[:100]!r} in the multipart body; parts are named {_PART!r}, parameters go into the "
+                "address: ?threshold=0.25"
+            )
         if len(self._images) == self._limits.max_images:
             raise TooLarge(f"more than {self._limits.max_images} images in one request, the limit")
         self._images.append(bytearray())

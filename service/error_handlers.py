@@ -67,6 +67,13 @@ def problem(
     return Response(document.model_dump_json(exclude_none=True), status, media_type=MEDIA_TYPE)
 
 
+# What the framework's own refusals leave unsaid, and most who meet them want to know.
+_MENDS: dict[int, str] = {
+    HTTPStatus.NOT_FOUND: "images go by POST to /v1/classify, and /docs lists every path",
+    HTTPStatus.METHOD_NOT_ALLOWED: "it takes {allowed}; /docs says what each path takes",
+}
+
+
 def add_error_handlers(app: FastAPI) -> None:
     """Give every error of the application its problem document."""
     app.add_exception_handler(errors.ServiceError, _on_service_error)
@@ -122,6 +129,8 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     request.state.outcome = "invalid"
     title = HTTPStatus(error.status_code).phrase
     detail = f"{request.method} {request.url.path}: {error.detail}"
+    if error.status_code in _MENDS:
+        detail += f"; {_MENDS[error.status_code]}".format(allowed=(error.headers or {}).get("allow", "another method"))
     response = problem(request.url.path, error.status_code, title, detail, _request_id(request))
     response.headers.update(error.headers or {})
     return response

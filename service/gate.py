@@ -43,10 +43,12 @@ class Gate:
             raise HeadersTooLarge(f"the header has {received} bytes; the limit is {self._max_header_bytes}")
         if self._api_keys is None or is_open(scope["path"]):
             return
-        name = self._api_keys.owner(_shown_key(Headers(scope=scope)))
+        shown = _shown_key(Headers(scope=scope))
+        name = self._api_keys.owner(shown)
         scope["state"]["api_key"] = name or UNKNOWN
         if name is None:
-            raise Unauthorized(f"an API key is needed, as the header {API_KEY} or Authorization: Bearer")
+            what = "the API key isn't known" if shown else "an API key is needed"
+            raise Unauthorized(f"{what}, as the header {API_KEY} or Authorization: Bearer")
 
 
 def is_open(path: str) -> bool:

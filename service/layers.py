@@ -20,7 +20,10 @@ from service.settings import Settings
 from service.tracing import Tracer
 
 _JSON_LENGTH = "Inference-Header-Content-Length"
-_TAKEN = (API_KEY, "Authorization", "Content-Type", REQUEST_ID, "X-Request-Timeout-Ms", _JSON_LENGTH, "traceparent")
+_TAKEN = (
+    *(API_KEY, "Authorization", "Cache-Control", "Content-Type", REQUEST_ID, "X-Request-Timeout-Ms", _JSON_LENGTH),
+    "traceparent",
+)
 _SHOWN = (REQUEST_ID, "Retry-After", "Server-Timing", _JSON_LENGTH)
 
 

@@ -265,11 +265,12 @@ def _flag(parameters: Parameters, name: str, *, default: Flag) -> bool | Flag:
     return value
 
 
-def answer_head(manifest: Manifest, request_id: str | None, *, degraded: bool) -> dict[str, Any]:
+def answer_head(manifest: Manifest, request_id: str | None, *, degraded: bool, cached: bool) -> dict[str, Any]:
     """What an answer's JSON says beside its outputs."""
     head: dict[str, Any] = {"model_name": manifest.name, "model_version": manifest.version}
     if request_id is not None:
         head["id"] = request_id
-    if degraded:
-        head["parameters"] = {"degraded": True}
+    said = {"degraded": degraded, "cached": cached}
+    if parameters := {name: True for name, value in said.items() if value}:
+        head["parameters"] = parameters
     return head

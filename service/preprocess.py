@@ -113,7 +113,7 @@ def _check(data: bytes, limits: ImageLimits) -> Kind:
         raise TooLarge(f"the image has {len(data)} bytes; the limit is {limits.max_bytes}")
     kind = image_kind(data)
     if kind is None:
-        raise UnsupportedImageType("the bytes are no JPEG, PNG or WebP image")
+        raise UnsupportedImageType("the bytes are no JPEG, PNG or WebP image" + _hint(data))
     too_much = excess(data, kind)
     if too_much is not None:
         raise TooLarge(f"the {kind} image has {too_much}, the limit; save it anew")
@@ -122,6 +122,15 @@ def _check(data: bytes, limits: ImageLimits) -> Kind:
         raise BadImage(f"the {kind} image's header is cut short or corrupt")
     _check_pixels(size, limits)
     return kind
+
+
+def _hint(data: bytes) -> str:
+    """What may have gone wrong on the way, for bytes that are nearly an image or text."""
+    if data.startswith(b"\x89PNG"):
+        return ": a PNG whose line ends were changed; send it as it is (curl: --data-binary, not -d)"
+    if data[:256].isascii() and data[:256].decode().isprintable():
+        return ", but text: send the file itself, not its name, address or base64 (curl: -F image=@photo.jpg)"
+    return ""
 
 
 @contextmanager

@@ -43,7 +43,11 @@ class SpendQuery(BaseModel):
     threshold: Annotated[
         float | None,
         Field(
-            ge=0, le=1, allow_inf_nan=False, description="Score threshold: 0 computes every patch, larger skips more."
+            ge=0,
+            le=1,
+            allow_inf_nan=False,
+            description="Score threshold: 0 computes every patch, larger skips more. Accuracy at each is in "
+            "/v1/models; beyond those that a model was trained at it falls steeply.",
         ),
     ] = None
     compute: Annotated[
@@ -53,7 +57,8 @@ class SpendQuery(BaseModel):
             le=1,
             allow_inf_nan=False,
             description="Share of the dense MACs at the full size to spend on average; solved with the calibration "
-            "table to the most accurate pair of input size and threshold, for one look.",
+            "table to the most accurate pair of input size and threshold, for one look; less than the cheapest pair "
+            "takes is that pair.",
         ),
     ] = None
     preset: Annotated[PresetName | None, Field(description="An input size, a threshold and `sure`, by name.")] = None
@@ -64,8 +69,8 @@ class SpendQuery(BaseModel):
             le=1,
             allow_inf_nan=False,
             description="Least probability of the first label that is enough. Where a look at a smaller input gives "
-            "less, the image is looked at again at a larger one, and that answers. Left out, it is the preset's, or "
-            "one look is all.",
+            "less, the image is looked at again at a larger one, and that answers. A first look at the full size or "
+            "above is all, unless `again` is larger. Left out, it is the preset's, or one look is all.",
         ),
     ] = None
     again: Annotated[

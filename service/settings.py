@@ -218,10 +218,10 @@ class Settings(BaseSettings):
         description="File of such lines, read anew when it changes. Safer than the environment, which child processes "
         "and crash reports see.",
     )
-    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+    cors_origins: Annotated[tuple[Annotated[str, Field(pattern=r"^\*$|://")], ...], NoDecode] = Field(
         (),
-        description="Origins whose web pages may call, separated by commas, or * for all. None keeps other sites' "
-        "scripts out of what a visitor's browser can reach.",
+        description="Origins (https://example.com) whose web pages may call, separated by commas, or * for all. None "
+        "keeps other sites' scripts out of what a visitor's browser can reach.",
     )
     max_header_bytes: int = Field(
         16 * 1024,

@@ -186,6 +186,31 @@ ROWS: dict[str, list[Panel]] = {
             {"scale": 0.7},
         ),
         Panel(
+            "Decoding busy",
+            "percentunit",
+            [("{{pod}}", _rate("skipvit_decode_busy_seconds_total", "pod"))],
+            "Share of the decoding threads' time that images take; the autoscaler's third signal.",
+            {"scale": 0.7},
+        ),
+        Panel(
+            "Connections",
+            "short",
+            [
+                ("{{pod}}", f"skipvit_connections{{{SELECTOR}}}"),
+                ("refused a second: {{reason}}", _rate("skipvit_refused_connections_total", "reason")),
+            ],
+            "Open ones of each pod, and those that were ended without an answer of a route.",
+        ),
+        Panel(
+            "Before the queue",
+            "short",
+            [
+                ("{{pod}}: images to decode", f"skipvit_pending_decodes{{{SELECTOR}}}"),
+                ("{{pod}}: MB of bodies", f"skipvit_body_bytes{{{SELECTOR}}} / 1e6"),
+            ],
+            "What waits to be decoded or received; either can refuse with 429 while the engine is idle.",
+        ),
+        Panel(
             "CPU", "short", [("{{pod}}", _rate("process_cpu_seconds_total", "pod", 'job="skipvit"'))], "CPUs in use."
         ),
         Panel(

@@ -121,6 +121,7 @@ _inference = partial(
     response_model=InferenceResponse,
     dependencies=[Depends(count_request)],
     openapi_extra={"requestBody": INFERENCE_REQUEST},
+    responses={200: {"content": {"application/octet-stream": {}}, "description": "JSON, then binary outputs if any"}},
 )
 
 
@@ -174,6 +175,7 @@ class _Answered(NamedTuple):
     sizes_px: Sequence[int]
     measured: Measured
     degraded: bool
+    cached: bool = False  # every answer of them
 
 
 async def _answer_tensors(
@@ -204,6 +206,7 @@ async def _answer_encoded(
         [plan.choice.size_px for plan in answered.plans],
         answered.measured,
         any(plan.degraded for plan in answered.plans),
+        all(one.cached for one in answered.computed),
     )
 
 
@@ -271,7 +274,8 @@ def _respond(manifest: Manifest, received: _Received, answered: _Answered) -> Re
     outputs = [
         (Tensor(name, OUTPUTS[name], np.stack(columns[name])), as_binary) for name, as_binary in received.asked.outputs
     ]
-    body, json_bytes = write_response(answer_head(manifest, received.id, degraded=answered.degraded), outputs)
+    head = answer_head(manifest, received.id, degraded=answered.degraded, cached=answered.cached)
+    body, json_bytes = write_response(head, outputs)
     headers = {"Server-Timing": server_timing(answered.measured.timing_ms())}
     if json_bytes is None:
         return Response(body, media_type="application/json", headers=headers)

@@ -165,7 +165,7 @@ def test_the_autoscaler_alone_says_how_many_pods(folder: str) -> None:
 
 def test_no_answer_for_keda_is_not_the_answer_that_there_is_no_load() -> None:
     triggers = one("overlays/production", "ScaledObject")["spec"]["triggers"]
-    assert [trigger["metadata"].get("ignoreNullValues") for trigger in triggers] == ["false"] * 2
+    assert [trigger["metadata"].get("ignoreNullValues") for trigger in triggers] == ["false"] * 3
     assert "fallback" not in one("overlays/production", "ScaledObject")["spec"]
 
 

@@ -69,11 +69,12 @@ def test_the_lines_in_the_panels_are_the_numbers_in_force() -> None:
         if panel["type"] != "row"
     }
     metrics = one("autoscaling/hpa", "HorizontalPodAutoscaler")["spec"]["metrics"]
-    pending, busy = (float(item["pods"]["target"]["averageValue"]) for item in metrics)
+    pending, busy, decoding = (float(item["pods"]["target"]["averageValue"]) for item in metrics)
     chosen = settings("overlays/production")
     degrade, shed = float(chosen["SKIPVIT_ADAPTIVE_TARGET_S"]), float(chosen["SKIPVIT_MAX_PENDING_WORK_S"])
     assert drawn["Pending work a pod"] == [degrade, pending, shed]
     assert drawn["Engine busy"] == [busy]
+    assert drawn["Decoding busy"] == [decoding]
     (guard,) = [rule["expr"] for rule in rules() if rule["alert"] == "SkipvitAccuracyGuard"]
     assert drawn["Agreement with full compute"] == [float(guard.rpartition("<")[2])]
 

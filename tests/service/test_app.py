@@ -32,6 +32,21 @@ def test_the_openapi_document_shows_bodies_parameters_examples_and_problems(clie
     assert client.get("/docs").status_code == 200
 
 
+def test_binary_answers_are_in_the_document(client: TestClient) -> None:
+    infer = client.get("/openapi.json").json()["paths"]["/v2/models/{name}/infer"]["post"]["responses"]["200"][
+        "content"
+    ]
+    assert set(infer) == {"application/json", "application/octet-stream"}
+
+
+def test_a_path_or_method_that_isnt_there_says_where_to_go(client: TestClient) -> None:
+    for method, path in (("GET", "/nope"), ("POST", "/v1/classify/")):  # no redirect, which would be to http
+        response = client.request(method, path, follow_redirects=False)
+        assert response.status_code == 404
+        assert "POST to /v1/classify, and /docs lists" in response.json()["detail"]
+    assert "Method Not Allowed; it takes POST" in client.get("/v1/classify").json()["detail"]
+
+
 def test_every_reference_in_the_openapi_document_resolves(client: TestClient) -> None:
     document = client.get("/openapi.json").json()
     schemas = document["components"]["schemas"]

@@ -54,6 +54,16 @@ def test_the_bytes_decide_whatever_the_client_calls_them(client: TestClient, con
     assert client.post(URL, content=plain(), headers=headers).status_code == 200
 
 
+def test_a_parameter_among_the_parts_is_sent_to_the_address(client: TestClient) -> None:
+    response = client.post(URL, files={"image": plain()}, data={"threshold": "0.5"})
+    assert response.status_code == 422
+    assert "parameters go into the address" in response.json()["detail"]
+
+
+def test_an_encoding_of_nothing_is_taken_however_it_is_written(client: TestClient) -> None:
+    assert client.post(URL, content=plain(), headers={"content-encoding": "Identity"}).status_code == 200
+
+
 @pytest.mark.parametrize(
     "content_type", ["text/plain", "application/json", "image/gif", "video/mp4", "multipart/mixed"]
 )

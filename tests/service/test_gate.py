@@ -56,6 +56,12 @@ def test_any_other_gets_401_as_a_problem(locked: TestClient, headers: dict[str, 
     assert "alice" not in response.text
 
 
+def test_an_unknown_key_is_said_to_be_one(locked: TestClient) -> None:
+    assert locked.get("/v1/models").json()["detail"].startswith("an API key is needed, as the header")
+    detail = locked.get("/v1/models", headers={"X-API-Key": "nobody's"}).json()["detail"]
+    assert detail.startswith("the API key isn't known")
+
+
 def test_under_v2_the_refusal_speaks_the_protocol(locked: TestClient) -> None:
     response = locked.get("/v2/models/fake")
     assert response.status_code == 401
@@ -121,7 +127,9 @@ def test_other_sites_are_kept_out_unless_they_are_named(client: TestClient) -> N
     assert client.options("/v1/classify", headers=asked).status_code == 405
     settings = Settings(cors_origins="https://a.example, https://b.example", api_keys=SecretStr(LINE))
     with TestClient(create_app(settings, bundle=fake_bundle(), engine=FakeEngine())) as named:
-        preflight = named.options("/v1/classify", headers={**asked, "Access-Control-Request-Headers": "x-api-key"})
+        preflight = named.options(
+            "/v1/classify", headers={**asked, "Access-Control-Request-Headers": "x-api-key, cache-control"}
+        )
         assert preflight.status_code == 200
         assert preflight.headers["access-control-allow-origin"] == "https://a.example"
         refused = named.get("/v1/models", headers=asked)  # the page must be able to read why

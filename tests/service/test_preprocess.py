@@ -262,3 +262,20 @@ def test_a_large_jpeg_that_is_cut_short_is_refused() -> None:
     data = encode(scene(800, 600), "JPEG")
     with pytest.raises(BadImage, match="truncated"):
         read(data[: len(data) // 2], LIMITS, 56)
+
+
+@pytest.mark.parametrize(
+    ("data", "hint"),
+    [
+        (
+            encode(gradient(8, 8), "PNG").replace(b"\r\n", b""),
+            "image: a PNG whose line ends were changed; .*--data-binary",
+        ),
+        (b"photo.jpg", "image, but text: send the file itself, not its name, address or base64"),
+        (b"data:image/png;base64,iVBORw0KGgo=", "image, but text"),
+        (b"\x00\x01\x02", "image$"),
+    ],
+)
+def test_what_went_wrong_on_the_way_is_guessed(data: bytes, hint: str) -> None:
+    with pytest.raises(UnsupportedImageType, match=hint):
+        decode(data, LIMITS)

@@ -60,3 +60,10 @@ def test_kubernetes_service_link_is_not_a_port(monkeypatch: pytest.MonkeyPatch) 
 def test_every_field_says_what_it_is() -> None:
     for name, field in Settings.model_fields.items():
         assert field.description, name
+
+
+def test_an_origin_has_a_scheme() -> None:
+    assert Settings(cors_origins="*").cors_origins == ("*",)
+    assert Settings(cors_origins="app://-, https://a.example").cors_origins == ("app://-", "https://a.example")
+    with pytest.raises(ValueError, match="cors_origins"):
+        Settings(cors_origins="https://a.example, b.example")

@@ -13,12 +13,13 @@ import tritonclient.http
 from numpy.typing import NDArray
 from starlette.testclient import TestClient
 
+from service.app import create_app
 from service.budget import solve
 from service.errors import Overloaded
 from service.rpc.messages import MESSAGES
 from service.settings import Settings
 from service.tensors import led_by_length
-from tests.fakes import CLASSES, FakeEngine, fake_manifest
+from tests.fakes import CLASSES, FakeEngine, fake_bundle, fake_manifest
 from tests.images import encode, gradient, plain
 from tests.service.live import ask, live_server
 from tests.service.test_live import held, metric
@@ -268,3 +269,11 @@ async def test_they_share_batches_with_tensors_and_forms() -> None:
         assert (await second).as_numpy("logits").argmax(axis=1).tolist() == [1, 2]
         assert (await third).as_numpy("logits").argmax(axis=1).tolist() == [3]
     assert engine.batches == [[0], [1, 2, 3]]
+
+
+def test_cached_answers_say_so() -> None:
+    settings = Settings(cache_bytes=10_000_000)
+    with TestClient(create_app(settings, bundle=fake_bundle(), engine=FakeEngine())) as client:
+        said = [post(client, plain(7), plain(8)), post(client, plain(7), plain(9)), post(client, plain(7), plain(8))]
+        heads = [json.loads(answer.content[: int(answer.headers[LENGTH])]) for answer in said]
+    assert [head.get("parameters") for head in heads] == [None, None, {"cached": True}]
