@@ -38,6 +38,9 @@ def test_a_missing_folder_names_it_and_the_mend(tmp_path: Path) -> None:
     message = refusal(tmp_path / "nothing")
     assert str(tmp_path / "nothing") in message
     assert "make export" in message
+    assert "set SKIPVIT_MODEL_REPOSITORY" in message
+    write_bundle(tmp_path)
+    assert "SKIPVIT_DEFAULT_MODEL may be fake" in refusal(tmp_path / "nothing")
 
 
 def test_a_missing_manifest_is_named(tmp_path: Path) -> None:

@@ -47,7 +47,15 @@ def test_timings_leave_as_a_header_too(client: TestClient) -> None:
 
 @pytest.mark.parametrize(
     "content_type",
-    ["image/png", "image/jpeg", "image/webp", "application/octet-stream", "application/x-www-form-urlencoded", None],
+    [
+        "image/png",
+        "image/jpeg",
+        "image/webp",
+        "application/octet-stream",
+        "application/x-www-form-urlencoded",
+        "binary/octet-stream",
+        None,
+    ],
 )
 def test_the_bytes_decide_whatever_the_client_calls_them(client: TestClient, content_type: str | None) -> None:
     headers = {} if content_type is None else {"content-type": content_type}
