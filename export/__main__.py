@@ -36,6 +36,7 @@ from service.errors import BundleError
 
 SAMPLES = "samples"
 PARITY_IMAGES = 48  # at most: each is run 24 times at each size, twice
+FEW_IMAGES = 200  # held out: a standard error of the points lost is about as large as what presets may lose
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -84,6 +85,8 @@ def _bundle(options: argparse.Namespace) -> dict[str, Parity]:
         if options.calibrate:
             raise ValueError("--keep-graphs and --calibrate exclude each other: other ranges make other graphs")
         return keep_graphs(source, options.out)
+    if (judged := source.calibration["images"]) < FEW_IMAGES:
+        print(f"presets are chosen on {judged} held-out images, so by chance: hold out more", file=sys.stderr)
     if options.calibrate:
         unseen = held_out(load_images(options.calibrate, "train", 1), options.holdout_ratio, source.training)
         source.precisions.pop("int8", None)  # measured with other ranges

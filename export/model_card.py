@@ -77,7 +77,7 @@ def render(
         *(published(results.get("published")) if results else []),
         *(short_runs(results["short_runs"], figures) if results else []),
         *_pictures(figures),
-        *_presets(manifest, rows, evaluation["second_looks"], results),
+        *_presets(manifest, rows, evaluation["second_looks"], results, training["heldout_images"]),
         *(_second_looks(evaluation["second_looks"], rows, manifest) if evaluation["second_looks"] else []),
         *_lower("int8", manifest.int8, full.size_px),
         *_lower("float16", manifest.float16, full.size_px),
@@ -119,7 +119,11 @@ def _table(shown: list[dict[str, Any]], rows: list[dict[str, Any]], manifest: Ma
 
 
 def _presets(
-    manifest: Manifest, rows: list[dict[str, Any]], twice: list[dict[str, Any]], results: dict[str, Any] | None
+    manifest: Manifest,
+    rows: list[dict[str, Any]],
+    twice: list[dict[str, Any]],
+    results: dict[str, Any] | None,
+    heldout_images: int,
 ) -> list[str]:
     known = {(point.size_px, point.threshold, 0.0): point.accuracy for point in manifest.calibration} | {
         (point.size_px, 0.0, point.sure): point.accuracy
@@ -145,7 +149,8 @@ def _presets(
         )
     chosen = (
         "On the test images, but for the last column. They are the fastest ways, in one look or two, that lose, on "
-        f"held-out *training* images (`calibration.json`) and with {MARGIN} standard errors of that added, at most "
+        f"{heldout_images:,} held-out *training* images (`calibration.json`) and with {MARGIN} standard errors of that "
+        "added, at most "
         + " and ".join(f"{100 * TOLERATED_LOSS[name]:g} points (`{name}`)" for name in ("balanced", "economy"))
         + " against threshold 0."
     )

@@ -181,6 +181,8 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
     training, heldout = split_holdout(replace(images, size_px=source_px), config.holdout_ratio)
     if config.max_images:
         training = training.select(epoch_order(len(training), config.seed, 0)[: config.max_images])
+    if not len(heldout):
+        print("no image is held out: nothing judges this training, nor can calibrate a bundle", file=sys.stderr)
     machine = pick_machine(options.device, options.precision, options.compile)
     teacher = teacher_for(options, config, machine, training)
     if options.answers_only:
