@@ -226,13 +226,11 @@ def held_out(images: LabelledImages, ratio: float, training: Mapping[str, Any]) 
     """The training images that a run held out; `training` is its summary.
 
     Raises:
-        DataError: they aren't those: it saw other data, in another order, or held out another share; or it held out none.
+        DataError: they aren't those: it saw other data, in another order, or held out another share or none.
     """
     found = split_holdout(images, ratio)[1]
     if not len(found):
-        raise DataError(
-            f"of {len(images)} training images the share {ratio:g} is none: train with a larger --holdout-ratio"
-        )
+        raise DataError(f"the share {ratio:g} of {len(images)} training images is none: train with a larger one")
     if training.get("heldout_digest") not in (None, digest(found)):
         raise DataError("these aren't the images that training held out: give the same data and --holdout-ratio")
     return found

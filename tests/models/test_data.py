@@ -157,7 +157,7 @@ def test_held_out_images_are_the_same_in_every_run_and_in_no_training_set(toy_im
     ]
     seen = {training.rows[i]["image"].tobytes() for i in range(60)}
     assert not seen & {heldout.rows[i]["image"].tobytes() for i in range(12)}
-    with pytest.raises(DataError, match="of 72 training images the share 0.001 is none"):
+    with pytest.raises(DataError, match="the share 0.001 of 72 training images is none"):
         held_out(images, 0.001, {})
     with pytest.raises(DataError, match="can't hold out the share 1 of 72"):
         split_holdout(images, 1)
