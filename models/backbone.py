@@ -19,6 +19,8 @@ def check_supported(vit: nn.Module, name: str) -> None:
     """Raise UnsupportedModel, naming what is in the way, unless `vit` is a plain pre-norm VisionTransformer."""
     if not isinstance(vit, VisionTransformer):
         raise UnsupportedModel(f"{name} is a {type(vit).__name__}; only timm's VisionTransformer family can be pruned")
+    if not _embeds_by_one_product(vit.patch_embed):
+        raise UnsupportedModel(f"{name}: its patches come of a {type(vit.patch_embed).__name__}, not of one product")
     for index, block in enumerate(vit.blocks):
         if type(block) is not Block:
             raise UnsupportedModel(f"{name}: layer {index} is a {type(block).__name__}, not timm's pre-norm Block")
@@ -26,6 +28,13 @@ def check_supported(vit: nn.Module, name: str) -> None:
             raise UnsupportedModel(f"{name}: layer {index} has a {type(block.attn).__name__} with parts unknown here")
     if vit.num_prefix_tokens < 1:
         raise UnsupportedModel(f"{name} has no CLS or register token; at least one must always be kept")
+
+
+def _embeds_by_one_product(embed: nn.Module) -> bool:
+    """Whether each patch is embedded alone, as by timm's PatchEmbed and what stands for it, not by a stem before it."""
+    proj = getattr(embed, "proj", None)
+    alone = isinstance(proj, nn.Conv2d) and proj.kernel_size == proj.stride == tuple(embed.patch_size)
+    return alone and {name for name, _ in embed.named_children()} <= {"proj", "norm"}
 
 
 def check_size(vit: VisionTransformer, size_px: int) -> None:
