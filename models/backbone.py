@@ -32,8 +32,8 @@ def check_supported(vit: nn.Module, name: str) -> None:
 
 def _embeds_by_one_product(embed: nn.Module) -> bool:
     """Whether each patch is embedded alone, as by timm's PatchEmbed and what stands for it, not by a stem before it."""
-    proj = getattr(embed, "proj", None)
-    alone = isinstance(proj, nn.Conv2d) and proj.kernel_size == proj.stride == tuple(embed.patch_size)
+    proj, patch_px = (getattr(embed, name, None) for name in ("proj", "patch_size"))
+    alone = isinstance(proj, nn.Conv2d) and proj.kernel_size == proj.stride == patch_px
     return alone and {name for name, _ in embed.named_children()} <= {"proj", "norm"}
 
 
