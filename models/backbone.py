@@ -1,13 +1,31 @@
-"""What a timm VisionTransformer's parts tell of it."""
+"""timm's VisionTransformers: how one is made by its name, and what its parts tell of it."""
 
 from __future__ import annotations
 
+import timm
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
 
 class UnsupportedModel(ValueError):
     """The named timm model isn't built from the plain blocks that can be pruned."""
+
+
+def create(name: str, size_px: int, classes: int, *, drop_path: float, any_size: bool) -> nn.Module:
+    """timm's model of that name, randomly initialised; UnsupportedModel where timm itself has none, or can't build it.
+
+    A name with a colon is of a place where timm looks for a config of its own: a hub, a folder.
+    """
+    if ":" in name:
+        raise UnsupportedModel(f"{name!r} names a place: name a model of timm's own, its weights are read from a file")
+    try:
+        vit: nn.Module = timm.create_model(
+            name, img_size=size_px, num_classes=classes, drop_path_rate=drop_path, dynamic_img_size=any_size
+        )
+    except (RuntimeError, TypeError, OSError, AssertionError) as error:
+        reason = str(error) or type(error).__name__  # an assertion may say nothing
+        raise UnsupportedModel(f"timm can't build {name!r} at {size_px} px: {reason}") from error
+    return vit
 
 
 def reads_prefix_only(vit: VisionTransformer) -> bool:
