@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -31,8 +32,8 @@ from export.to_torchscript import write_torchscript
 from models.backbone import UnsupportedModel
 from models.checkpoint import CheckpointError
 from models.data import DataError, LabelledImages, held_out, load_images
-from service.artifact import Origin
-from service.errors import BundleError
+from service.artifact import Manifest, Origin
+from service.errors import BundleError, InferenceFailed
 
 SAMPLES = "samples"
 PARITY_IMAGES = 48  # at most: each is run 24 times at each size, twice
@@ -60,12 +61,14 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line."""
     options = parse(argv)
     try:
+        if blocked := [part for part in (options.out, *options.out.parents) if part.exists() and not part.is_dir()]:
+            raise ValueError(f"--out {options.out}: {blocked[0]} is a file, not a folder")
         run = _torchscript if options.format == "torchscript" else _bundle
         parities = run(options)
     except (CheckpointError, DataError, UnsupportedModel, BundleError, ValueError) as error:
         print(f"export: {error}", file=sys.stderr)
         return 2
-    except ExportError as error:
+    except (ExportError, InferenceFailed) as error:
         print(f"export: {error}", file=sys.stderr)
         return 1
     for name, parity in parities.items():
@@ -79,6 +82,12 @@ def _images(options: argparse.Namespace) -> LabelledImages:
 
 
 def _bundle(options: argparse.Namespace) -> dict[str, Parity]:
+    pattern = Manifest.model_json_schema()["properties"]["name"]["pattern"]
+    if not re.fullmatch(pattern, name := options.out.name):
+        allowed = "letters, digits and . _ - after a letter or digit"
+        raise ValueError(
+            f"--out {options.out}: its last part names the model, and {name!r} is no such name ({allowed})"
+        )
     origin = Origin(licence=options.licence, weights=options.origin) if options.origin else None
     source, unseen = read_source(options.checkpoint, origin), None
     if options.keep_graphs:

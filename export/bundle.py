@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -183,9 +183,14 @@ def _write_graph(module: nn.Module, inputs: tuple[Tensor, ...], file: Path) -> N
     save(to_onnx(module.eval(), inputs, (INPUTS, OUTPUTS), file.parent / checkpoint.WEIGHTS), file)
 
 
+def traced_px(models: Mapping[int, PrunedViT]) -> int:
+    """The size to trace at: the smallest of more than one patch, for a trace takes a dimension of 1 for a constant."""
+    return min((size_px for size_px, model in models.items() if model.patches > 1), default=max(models))
+
+
 def write_served(models: dict[int, PrunedViT], file: Path) -> None:
     """A graph that is served, for all sizes, in float32 and float16."""
-    weights, model = file.parent / checkpoint.WEIGHTS, models[min(models)]
+    weights, model = file.parent / checkpoint.WEIGHTS, models[traced_px(models)]
 
     def traced(*, fused: bool) -> ModelProto:
         inputs, names = example_inputs(model), (INPUTS, OUTPUTS)

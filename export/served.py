@@ -26,7 +26,7 @@ class Served(NamedTuple):
 
 
 def open_bundle(folder: Path, precision: Precision = "float32") -> Served:
-    """The engine of the bundle in `folder`, at all its sizes; CheckpointError says what is wrong with it."""
+    """The engine of the bundle in `folder`, at all its sizes. CheckpointError, later too, says what is wrong."""
     try:
         bundle = load_bundle(folder)
         engine = OnnxEngine(bundle, threads=usable_cpus(), precision=precision)
@@ -34,7 +34,10 @@ def open_bundle(folder: Path, precision: Precision = "float32") -> Served:
         raise CheckpointError(str(error)) from None
 
     def answers(pixels: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
-        out = engine.infer(pixels.numpy(), threshold.numpy())
+        try:
+            out = engine.infer(pixels.numpy(), threshold.numpy())
+        except ServiceError as error:
+            raise CheckpointError(f"{folder}: {error}") from None
         return torch.from_numpy(out.logits), torch.from_numpy(out.kept)
 
     provider = engine.execution.providers[0].removesuffix("ExecutionProvider")

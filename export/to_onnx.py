@@ -81,7 +81,7 @@ def trace(
         side: of the first input, square images (B, S, S, 3), if it is dynamic too.
 
     Raises:
-        ExportError: the exporter gives nothing.
+        ExportError: the exporter fails, or gives nothing.
     """
     batch = Dim("batch", min=1, max=4096)
     dynamic: list[dict[int, Dim]] = [{0: batch} for _ in inputs]
@@ -89,17 +89,21 @@ def trace(
         dynamic[0] |= {1: side, 2: side}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns about its own renamed axes
-        program = torch.onnx.export(
-            module,
-            inputs,
-            input_names=names[0],
-            output_names=names[1],
-            dynamic_shapes=tuple(dynamic),
-            dynamo=True,
-            opset_version=OPSET,
-            optimize=False,
-            verbose=False,
-        )
+        try:
+            program = torch.onnx.export(
+                module,
+                inputs,
+                input_names=names[0],
+                output_names=names[1],
+                dynamic_shapes=tuple(dynamic),
+                dynamo=True,
+                opset_version=OPSET,
+                optimize=False,
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:  # its own text is advice, of many lines
+            reason = str(error.__cause__ or error).strip().partition("\n")[0]
+            raise ExportError(f"torch can't export the model: {reason}") from error
     if program is None:
         raise ExportError("the exporter gave no graph")
     optimizer.optimize_ir(

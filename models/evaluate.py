@@ -208,16 +208,20 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, NDAr
     """Evaluate what the options name: the result as it is written to --out, and every image's answers."""
     folder: Path = options.bundle or options.checkpoint
     trained = checkpoint.load(folder)
-    sizes: tuple[int, ...] = (trained.config.image_size_px,)
+    sizes: tuple[int, ...] = options.sizes or (trained.config.image_size_px,)
     served, place = None, options.device
     runtime = f"torch {torch.__version__.split('+')[0]}, float32, sparse path"
     if options.bundle:
         from export.served import open_bundle  # here alone, for rooms apart: whoever trains needs no ONNX Runtime
 
-        (sizes, served, runtime), place = open_bundle(options.bundle, options.precision), "cpu"
+        (own, served, runtime), place = open_bundle(options.bundle, options.precision), "cpu"
+        sizes = options.sizes or own
+        if not set(sizes) <= set(own):
+            asked, there = (", ".join(map(str, each)) for each in (sizes, own))
+            raise ValueError(f"--sizes {asked}: {options.bundle} has {there} px")
     full = shape_of(trained)
     tallies, labels = [], np.zeros(0, np.int16)
-    for size_px in options.sizes or sizes:
+    for size_px in sizes:
         model = checkpoint.at_size(trained, size_px).to(place)
         images = load_split(options.data, options.split, size_px, options.holdout_ratio, folder)
         images.check_classes(model.config.labels, "the model")

@@ -1,6 +1,7 @@
 """PURE: multiply-accumulates (MACs) of a pruned ViT in closed form, everything counted. 1 MAC = 2 FLOPs.
 
-Counted: patch embedding, gates, bypasses, every projection, both attention products, MLPs, head, K/V of idle patches.
+Counted: patch embedding, gates, bypasses, every projection, both attention products, MLPs, attention pooling, head, K/V
+of idle patches.
 Not counted, as everywhere in the field: norms, activations, softmax, biases, residual sums, gather and scatter. Nor is
 what a graph computes for idle places and drops, because leaving it out takes longer: the attention products of their
 queries, 2 * tokens * width each, and in `full_context` on a CPU the queries themselves, width**2 each; 3 and 8 % of a
@@ -12,7 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from timm.layers import AttentionPoolLatent
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
 
 from models.backbone import reads_prefix_only
 from models.bypass import Bypass
@@ -40,11 +43,12 @@ class Shape:
 
     layers: int
     width: int
-    mlp_hidden: int
+    mlp_hidden: int  # of a plain MLP that takes as many MACs; a gated one has three matrices
     prefix: int  # prefix tokens, always computed
     patches: int
     patch_values: int  # channels * height * width of one patch
     classes: int
+    pooling: int  # MACs of attention pooling, where the head pools so
     gate: int  # MACs of one layer's gate, and of what idle patches get in the layer's place
     gated_layers: tuple[int, ...]
     attention: tuple[Attention, ...]  # of each layer
@@ -53,8 +57,8 @@ class Shape:
 
     @property
     def fixed(self) -> int:
-        """MACs outside the layers: patch embedding and head (which reads one token)."""
-        return self.patches * self.patch_values * self.width + self.width * self.classes
+        """MACs outside the layers: patch embedding, pooling and head (which reads one token)."""
+        return self.patches * self.patch_values * self.width + self.pooling + self.width * self.classes
 
     @property
     def dense(self) -> int:
@@ -109,17 +113,34 @@ def shape_of(model: PrunedViT, patches: int | None = None) -> Shape:
     return Shape(
         layers=len(vit.blocks),
         width=vit.embed_dim,
-        mlp_hidden=block.mlp.fc1.out_features,
+        mlp_hidden=_linear_macs(block.mlp) // (2 * vit.embed_dim),
         prefix=vit.num_prefix_tokens,
         patches=patches,
         patch_values=vit.patch_embed.proj.weight[0].numel(),
         classes=len(config.labels),
+        pooling=_pooling_macs(vit, patches),
         gate=beside,
         gated_layers=config.gated_layers,
         attention=tuple(layer.attention for layer in own),
         skips=tuple(layer.skips for layer in own),
         last_reads_prefix=reads_prefix_only(vit),
     )
+
+
+def _linear_macs(module: nn.Module) -> int:
+    """MACs of all projections in a module, for one token."""
+    return sum(each.weight.numel() for each in module.modules() if isinstance(each, nn.Linear))
+
+
+def _pooling_macs(vit: VisionTransformer, patches: int) -> int:
+    """MACs of timm's attention pooling: its latents ask all tokens, or (without parameters) all tokens each other."""
+    pool, tokens = vit.attn_pool, patches + vit.num_prefix_tokens * bool(vit.pool_include_prefix)
+    if pool is None:
+        return 0
+    if isinstance(pool, AttentionPoolLatent):
+        kv, latents = pool.kv.weight.numel(), pool.latent_len
+        return tokens * kv + latents * (_linear_macs(pool) - kv + 2 * tokens * vit.embed_dim)
+    return 2 * tokens * tokens * vit.embed_dim
 
 
 def used_macs(shape: Shape, kept: Tensor, gated: bool) -> Tensor:

@@ -12,14 +12,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Literal, NamedTuple
 
-import timm
 import torch
 import torch.nn.functional as F
 from timm.layers import LayerScale, Mlp
 from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
 
-from models.backbone import UnsupportedModel, check_size, check_supported, reads_prefix_only
+from models.backbone import UnsupportedModel, check_size, check_supported, create, reads_prefix_only
 from models.bypass import Bypass
 from models.config import Attention as AttentionMode
 from models.config import PrunedViTConfig
@@ -286,15 +285,6 @@ def build(config: PrunedViTConfig, *, drop_path: float = 0.0, any_size: bool = F
     Raises:
         UnsupportedModel: timm doesn't know the name, or the model can't be pruned.
     """
-    try:
-        vit = timm.create_model(
-            config.architecture,
-            img_size=config.image_size_px,
-            num_classes=len(config.labels),
-            drop_path_rate=drop_path,
-            dynamic_img_size=any_size,
-        )
-    except (RuntimeError, TypeError) as error:
-        what = f"{config.architecture!r} at {config.image_size_px} px"
-        raise UnsupportedModel(f"timm can't build {what}: {error}") from error
+    size_px, classes = config.image_size_px, len(config.labels)
+    vit = create(config.architecture, size_px, classes, drop_path=drop_path, any_size=any_size)
     return PrunedViT(vit, config)

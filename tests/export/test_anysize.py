@@ -12,9 +12,11 @@ import onnxruntime as ort
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from export.bundle import ANY_SIZE, ANY_SIZE_DENSE, write_served
-from export.graph import AnySizeViT, ServedViT, example_inputs
+from export.bundle import ANY_SIZE, ANY_SIZE_DENSE, traced_px, write_served
+from export.graph import INPUTS, OUTPUTS, AnySizeViT, ServedViT, example_inputs
+from export.to_onnx import ExportError, trace
 from models import checkpoint
 from models.checkpoint import WEIGHTS
 from models.preprocessing import normalise
@@ -64,6 +66,40 @@ def test_a_bypass_is_served_as_it_was_trained(tmp_path: Path) -> None:
     logits, kept = run(tmp_path / ANY_SIZE, images.numpy(), threshold.numpy())
     assert np.array_equal(kept, expected.kept.numpy())
     np.testing.assert_allclose(logits, expected.logits.numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "px"), [((96, 64, 48), 48), ((64, 16, 32), 32), ((16, 32), 32), ((16,), 16), ((64,), 64)]
+)
+def test_a_graph_is_traced_at_the_smallest_size_of_more_than_one_patch(sizes: tuple[int, ...], px: int) -> None:
+    model = random_vit("test_vit", sizes[0], gated_layers=(1,))
+    assert traced_px({size_px: checkpoint.at_size(model, size_px) for size_px in sizes}) == px
+
+
+def test_a_size_of_a_single_patch_is_served_beside_others(tmp_path: Path) -> None:
+    model = random_vit("test_vit", 32, gated_layers=(0,))
+    models = {size_px: checkpoint.at_size(model, size_px) for size_px in (32, 16)}
+    for each in models.values():
+        each.vit.blocks = each.vit.blocks[:2]  # a trace takes seconds for each
+    any_size, names = AnySizeViT(models).eval(), (INPUTS, OUTPUTS)
+    graph = trace(any_size, example_inputs(models[traced_px(models)]), names, any_size.side)
+    (tmp_path / ANY_SIZE).write_bytes(graph.SerializeToString())
+    for own in models.values():
+        images, threshold = example_inputs(own)
+        logits, kept = run(tmp_path / ANY_SIZE, images.numpy(), threshold.numpy())
+        with torch.inference_mode():
+            expected = ServedViT(own, "sparse")(images, threshold)
+        assert np.array_equal(kept, expected[1].numpy())
+        np.testing.assert_allclose(logits, expected[0].numpy(), atol=1e-4)
+
+
+def test_what_torch_cant_export_is_said_in_one_line() -> None:
+    class Branches(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(ExportError, match=r"^torch can't export the model: [^\n]+$"):
+        trace(Branches(), (torch.ones(3, 2),), (("x",), ("y",)))
 
 
 def test_the_graph_says_what_each_sizes_own_graph_says(tiny_bundle: Path) -> None:

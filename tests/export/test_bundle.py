@@ -220,6 +220,28 @@ def test_a_calibration_that_doesnt_fit_the_model_is_refused_before_the_long_work
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize("name", ["my model", ".hidden", "-x", "modèle", "..", "file", "file/model", "a\nb"])
+def test_an_out_that_cant_be_a_bundle_is_refused_before_any_work(name: str, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "file").write_text("somebody's")
+    out = tmp_path / name
+    assert main(["--checkpoint", str(tmp_path / "missing"), "--out", str(out), "--origin", "x"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"export: --out {out}: ")
+    assert ("file is a file, not a folder" if "file" in name else f"{out.name!r} is no such name") in said
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(("kind", "name"), [("onnx", "Vit_s-14.v2"), ("torchscript", "any name")])
+def test_a_bundles_name_is_taken_and_any_name_for_torchscript(
+    kind: str, name: str, tmp_path: Path, capsys: Capture
+) -> None:
+    out = str(tmp_path / name)
+    assert main(["--checkpoint", str(tmp_path / "missing"), "--out", out, "--format", kind]) == 2
+    said = capsys.readouterr().err
+    assert "--out" not in said
+    assert f"{tmp_path / 'missing'}/" in said  # the next thing that is wrong
+
+
 def test_a_model_without_gates_and_one_of_another_family_are_refused(
     toy_checkpoint: Path, toy_images: Path, tmp_path: Path, capsys: Capture
 ) -> None:

@@ -15,12 +15,14 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from export import precision
 from export.__main__ import main
-from export.int8 import write_int8
+from export.int8 import check_labels, write_int8
 from export.quantise import Range, observe, products, quantise
 from export.to_onnx import ExportError
 from service.artifact import Bundle, load_bundle
+from service.engine import EngineOutput
 from service.errors import BundleError
 from service.onnx_engine import OnnxEngine
+from tests.fakes import FakeEngine
 
 K, N = 24, 16
 RNG = np.random.default_rng(0)
@@ -165,6 +167,48 @@ def test_ranges_of_another_graph_are_refused(int8_bundle: Bundle, tmp_path: Path
     ranges["ranges"]["another.weight:0"] = [0, 1]
     with pytest.raises(ExportError, match=r"another.weight:0\): observe anew with --calibrate DATA"):
         write_int8(folder / "anysize.onnx", ranges)
+
+
+def labelled(*labels: int) -> NDArray[np.uint8]:
+    """Images (n, 28, 28, 3) to which a fake engine gives these labels."""
+    return np.tile(np.array(labels, np.uint8)[:, None, None, None], (1, 28, 28, 3))
+
+
+class Shifted(FakeEngine):
+    """Answers another label for the first `wrong` images."""
+
+    def __init__(self, wrong: int) -> None:
+        super().__init__()
+        self.wrong = wrong
+
+    def infer(self, images: NDArray[np.uint8], threshold: NDArray[np.float32]) -> EngineOutput:
+        return super().infer(
+            images + (np.arange(len(images)) < self.wrong).astype(np.uint8)[:, None, None, None], threshold
+        )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "images", "refused"),
+    [(0, 4, False), (1, 4, False), (3, 4, True), (1, 1, False), (2, 2, True), (4, 48, False), (9, 48, False)]
+    + [(10, 48, True), (48, 48, True), (120, 1000, True)],
+)
+def test_few_images_refuse_a_precision_only_where_chance_doesnt_explain_it(
+    wrong: int, images: int, refused: bool
+) -> None:
+    pixels = labelled(*[0] * images)
+    if not refused:
+        check_labels(FakeEngine(), Shifted(wrong), "int8", pixels)
+        return
+    with pytest.raises(ExportError) as caught:
+        check_labels(FakeEngine(), Shifted(wrong), "int8", pixels)
+    assert f"at 28 px int8 agrees with float32 on {images - wrong} of {images} images alone" in str(caught.value)
+    assert "more --images" in str(caught.value)
+    assert "without --calibrate" in str(caught.value)
+
+
+def test_a_precision_that_overflows_is_refused_in_a_clear_word() -> None:
+    with pytest.raises(ExportError, match=r"^at 28 px the float16 graph fails \(.*not finite\): float16 ends at 65504"):
+        check_labels(FakeEngine(), FakeEngine(not_finite=frozenset({3})), "float16", labelled(0, 1, 3))
 
 
 def test_both_precisions_are_compared_on_the_same_images(

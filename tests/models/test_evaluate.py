@@ -22,6 +22,7 @@ from models.labels import keep_labels
 from models.macs import shape_of, used_macs
 from models.preprocessing import normalise
 from service.engine import EngineOutput
+from service.errors import InferenceFailed
 from service.onnx_engine import OnnxEngine
 from tests.conftest import GATED, SIZE_PX, SMALL_PX
 
@@ -117,6 +118,25 @@ def test_nobody_who_evaluates_a_checkpoint_loads_the_runtime() -> None:
     code = "import sys, models.evaluate; print([m for m in ('onnxruntime', 'export', 'service') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_bundle_is_asked_for_its_own_sizes_and_what_fails_is_said_in_one_line(
+    tiny_bundle: Path, toy_images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[tuple[int, ...]] = []
+
+    def fails(engine: OnnxEngine, images: NDArray[np.uint8], threshold: NDArray[np.float32]) -> EngineOutput:
+        calls.append(images.shape)
+        raise InferenceFailed("the model gave logits that are not finite")
+
+    monkeypatch.setattr(OnnxEngine, "infer", fails)
+    arguments = ["--bundle", str(tiny_bundle), "--data", str(toy_images), "--sizes"]
+    assert evaluate.main([*arguments, "64,48"]) == 2
+    assert capsys.readouterr().err.endswith(f"--sizes 64, 48: {tiny_bundle} has 64, 32 px\n")
+    assert not calls  # found before the long work
+    assert evaluate.main([*arguments, "32,64"]) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last == f"models.evaluate: {tiny_bundle}: the model gave logits that are not finite"
 
 
 def run_command(folder: Path, *arguments: str) -> tuple[dict[str, Any], list[str], Any]:

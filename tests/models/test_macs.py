@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from timm.layers import AttentionPoolPrr, SwiGLU, SwiGLUPacked
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from models.config import Skips
 from models.macs import shape_of, used_macs
 from models.pruned_vit import PrunedViT
 from tests.models.builders import random_images, random_vit
@@ -66,6 +71,35 @@ def idle_attention_macs(model: PrunedViT, kept: torch.Tensor) -> int:
         seen = int(used[layer]) if own.attention == "kept_only" else tokens
         total += 0 if own.skips == "mlp" else 2 * width * (tokens * tokens - int(used[layer]) * seen)
     return total
+
+
+@pytest.mark.parametrize(("pool", "prefix"), [("map", True), ("map", False), ("prr", True)])
+def test_attention_pooling_is_counted(pool: str, prefix: bool) -> None:
+    model = random_vit("test_vit3", 64, gated_layers=(1, 4))
+    if pool == "prr":
+        model.vit.attn_pool = AttentionPoolPrr(model.vit.embed_dim, num_heads=3, pool_type="avg")
+    model.vit.pool_include_prefix = prefix
+    model.requires_grad_(False)  # the counter can't follow a parameter that is expanded
+    images = random_images(model, 1)
+    assert shape_of(model).timm_forward == counted_macs(model, images, None)
+    with torch.inference_mode():
+        kept = model(images, torch.tensor([0.5])).kept
+    counted = counted_macs(model, images, 0.5) - idle_attention_macs(model, kept)
+    assert used_macs(shape_of(model), kept, gated=True).tolist() == [counted]
+
+
+@pytest.mark.parametrize("kind", [partial(SwiGLUPacked, hidden_features=256), partial(SwiGLU, hidden_features=128)])
+@pytest.mark.parametrize("skips", ["layer", "mlp"])
+def test_a_gated_mlp_costs_its_three_matrices(kind: Callable[[int], nn.Module], skips: Skips) -> None:
+    model = random_vit(gated_layers=(1, 2), skips=skips)
+    for block in model.vit.blocks:
+        block.mlp = kind(model.vit.embed_dim).eval()
+    images = random_images(model, 1)
+    assert shape_of(model).timm_forward == counted_macs(model, images, None)
+    with torch.inference_mode():
+        kept = model(images, torch.tensor([0.5])).kept
+    counted = counted_macs(model, images, 0.5) - idle_attention_macs(model, kept)
+    assert used_macs(shape_of(model), kept, gated=True).tolist() == [counted]
 
 
 def test_the_real_model_costs_what_the_literature_says() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
+from timm.layers import HybridEmbed
 from torch import nn
 
 from models import checkpoint
@@ -234,6 +235,29 @@ def test_a_model_that_cant_be_pruned_is_refused_by_name() -> None:
         build(PrunedViTConfig("vit_relpos_small_patch16_224", 64, LABELS))
     with pytest.raises(UnsupportedModel, match="no_such_vit"):
         build(PrunedViTConfig("no_such_vit", 64, LABELS))
+
+
+@pytest.mark.parametrize("name", ["hf-hub:timm/vit_tiny_patch16_224", "local-dir:nowhere", "local-dir:/", "a:b", ":"])
+def test_a_name_that_is_a_place_is_refused_and_not_looked_up(name: str) -> None:
+    with pytest.raises(UnsupportedModel, match="names a place: name a model of timm's own") as caught:
+        build(PrunedViTConfig(name, 64, LABELS))
+    assert repr(name) in str(caught.value)
+
+
+def test_what_timm_asserts_is_said_in_a_line() -> None:
+    with pytest.raises(UnsupportedModel, match="can't build 'vit_tiny_r_s16_p8_224' at 100 px: AssertionError"):
+        build(PrunedViTConfig("vit_tiny_r_s16_p8_224", 100, LABELS))
+
+
+def test_a_convolutional_stem_is_refused_by_name() -> None:
+    stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, 1))
+    for options in ({"embed_dim": 64}, {"embed_dim": 16, "proj": False}):
+        vit = random_vit("test_vit", 64).vit
+        vit.patch_embed = HybridEmbed(stem, img_size=64, **options)
+        with pytest.raises(UnsupportedModel, match="a toy: its patches come of a HybridEmbed, not of one product"):
+            check_supported(vit, "a toy")
+    with pytest.raises(UnsupportedModel, match="vit_tiny_r_s16_p8_224: its patches come of a HybridEmbed"):
+        build(PrunedViTConfig("vit_tiny_r_s16_p8_224", 64, LABELS))
 
 
 def test_a_gate_in_a_layer_that_isnt_there_is_refused() -> None:
