@@ -130,7 +130,7 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     title = HTTPStatus(error.status_code).phrase
     detail = f"{request.method} {request.url.path}: {error.detail}"
     if error.status_code in _MENDS:
-        detail += f"; {_MENDS[error.status_code]}".format(allowed=(error.headers or {}).get("allow", "another method"))
+        detail += f"; {_MENDS[error.status_code]}".format(allowed=(error.headers or {}).get("Allow", "another method"))
     response = problem(request.url.path, error.status_code, title, detail, _request_id(request))
     response.headers.update(error.headers or {})
     return response
