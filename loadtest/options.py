@@ -53,6 +53,9 @@ def add_target(parser: argparse.ArgumentParser) -> None:
     """Who is asked."""
     parser.add_argument("--url", default=DEFAULT_URL, help="%(default)s")
     parser.add_argument(
+        "--headers", type=Path, help="file of headers that go with every request, one a line: X-API-Key: ..."
+    )
+    parser.add_argument(
         "--oip", metavar="MODEL", help="ask this model by the Open Inference Protocol instead (Triton, KServe)"
     )
     parser.add_argument("--size-px", type=int, default=112, help="with --oip: the model's input side (%(default)s)")
@@ -80,11 +83,25 @@ def read_mix(options: argparse.Namespace) -> Mix:
 
 
 def read_target(options: argparse.Namespace, images: LabelledImages) -> Target:
-    """Who is asked; raises OSError when the labels can't be read."""
+    """Who is asked; OSError or ValueError when labels or headers can't be read."""
+    headers = read_headers(options.headers) if options.headers else {}
     if not options.oip:
-        return Classify(options.url)
+        return Classify(options.url, headers)
     lines = options.labels.read_text().splitlines() if options.labels else sorted({plain(x) for x in images.labels})
-    return Oip(options.url, options.oip, options.size_px, [line.strip() for line in lines if line.strip()])
+    labels = [line.strip() for line in lines if line.strip()]
+    return Oip(options.url, options.oip, options.size_px, labels, headers)
+
+
+def read_headers(file: Path) -> dict[str, str]:
+    """Lines as `Name: value`; in a file, because results keep the command. ValueError names the line, not its value."""
+    found = {}
+    for number, line in enumerate(file.read_text().splitlines(), 1):
+        name, colon, value = (part.strip() for part in line.partition(":"))
+        if line.strip() and not (name and colon and value):
+            raise ValueError(f"{file}, line {number}: give a header as Name: value")
+        if name:
+            found[name] = value
+    return found
 
 
 def parser(module: str, documentation: str | None) -> argparse.ArgumentParser:

@@ -10,7 +10,8 @@ import json
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -56,22 +57,24 @@ class Target(Protocol):
 class Classify:
     """`POST /v1/classify` with the image as the body."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, headers: Mapping[str, str] = MappingProxyType({})) -> None:
+        """`headers` go with every request."""
         self.url = url.rstrip("/")
+        self._headers = headers
         self._urls: dict[str, URL] = {}
 
     def describe(self) -> dict[str, Any]:
         """The default model's name, version, labels and gated layers."""
-        models = get_json(f"{self.url}/v1/models")["models"]
+        models = get_json(f"{self.url}/v1/models", self._headers)["models"]
         if not models:
             raise TargetError(f"{self.url} serves no model")
-        manifest = get_json(f"{self.url}/v1/models/{models[0]['name']}")
+        manifest = get_json(f"{self.url}/v1/models/{models[0]['name']}", self._headers)
         return {name: manifest.get(name) for name in ("name", "version", "labels", "gated_layers", "presets", "graphs")}
 
     def prepare(self, query: str, image: bytes, deadline_ms: int | None, hang_up_s: float | None) -> Prepared:
         """The image as it is; the deadline as a header."""
         url = self._urls.setdefault(query, URL(f"{self.url}/v1/classify?{query}", encoded=True))
-        headers = {"Content-Type": f"image/{image_format(image)}"}
+        headers = {**self._headers, "Content-Type": f"image/{image_format(image)}"}
         if deadline_ms is not None:
             headers["X-Request-Timeout-Ms"] = str(deadline_ms)
         return Prepared(url, image, headers, hang_up_s)
@@ -100,7 +103,16 @@ class Oip:
     Images are decoded and resized before the run, so such a server is spared what the others do for each request.
     """
 
-    def __init__(self, url: str, model: str, size_px: int, labels: Sequence[str]) -> None:
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        size_px: int,
+        labels: Sequence[str],
+        headers: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """`headers` go with every request."""
+        self._headers = headers
         self.url = url.rstrip("/")
         self._infer = URL(f"{self.url}/v2/models/{model}/infer", encoded=True)
         self._model, self._size_px, self._labels = model, size_px, list(labels)
@@ -108,7 +120,7 @@ class Oip:
 
     def describe(self) -> dict[str, Any]:
         """The model's metadata; the protocol has no labels, so the caller's count."""
-        found = get_json(f"{self.url}/v2/models/{self._model}")
+        found = get_json(f"{self.url}/v2/models/{self._model}", self._headers)
         return {"name": found.get("name"), "version": (found.get("versions") or [""])[0], "labels": self._labels}
 
     def prepare(self, query: str, image: bytes, deadline_ms: int | None, hang_up_s: float | None) -> Prepared:
@@ -128,7 +140,7 @@ class Oip:
         output = {"name": "logits", "parameters": {"binary_data": True}}
         head = json.dumps({"parameters": parameters, "inputs": [tensor], "outputs": [output]}).encode()
         headers = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(len(head))}
-        return Prepared(self._infer, head + pixels, headers, hang_up_s)
+        return Prepared(self._infer, head + pixels, {**self._headers, **headers}, hang_up_s)
 
     def read(self, body: bytes) -> Answer:
         """The five best labels of the binary logits, which are all of the tail."""
@@ -199,17 +211,19 @@ def plain(label: str) -> str:
     return label.strip().lower().replace(" ", "_").replace("-", "_")
 
 
-def get_json(url: str) -> Any:
+def get_json(url: str, headers: Mapping[str, str] = MappingProxyType({})) -> Any:
     """The JSON document at a URL.
 
     Raises:
         TargetError: nobody listens, or what answers isn't such a server.
     """
     try:
-        with urllib.request.urlopen(url, timeout=_READ_TIMEOUT_S) as response:
+        request = urllib.request.Request(url, headers=dict(headers))
+        with urllib.request.urlopen(request, timeout=_READ_TIMEOUT_S) as response:
             return json.loads(response.read())
     except urllib.error.HTTPError as error:
-        raise TargetError(f"{url} answers {error.code}: is that the service's address?") from None
+        mend = "give its key with --headers" if error.code == 401 else "is that the service's address?"
+        raise TargetError(f"{url} answers {error.code}: {mend}") from None
     except json.JSONDecodeError:
         raise TargetError(f"{url} answers something that isn't JSON: is that the service's address?") from None
     except Exception as error:  # a reset, a broken HTTP answer, no route: urllib raises a dozen types

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from loadtest import data
 from loadtest.__main__ import main
@@ -25,6 +26,7 @@ from service.settings import Settings
 from tests.fakes import FakeEngine
 from tests.loadtest.servers import LABELS, Behaviour, Request, Server, answer, good, label_of, reply, serving
 from tests.service.live import live_server
+from tests.service.test_gate import KEY, LINE
 
 STALL_S = 0.6
 
@@ -238,12 +240,23 @@ def test_other_labels_are_refused_before_anything_is_sent(images: Path, capsys: 
         ["--formats", "bmp"],
         ["--data", "./nowhere"],
         ["--trace", "nowhere.csv"],
+        ["--headers", "nowhere.txt"],
+        ["--headers", __file__],
     ],
 )
 def test_input_that_cant_be_used_is_one_line(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with serving(Server(good)) as server:
         assert main(["--url", server.url, *options]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+async def test_a_locked_service_is_measured_with_its_key(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "headers").write_text(f"\nX-API-Key: {KEY}\n")
+    command = ["--data", str(images), "--rate", "20", "--seconds", "0.5"]
+    async with live_server(FakeEngine(), Settings(drain_delay_s=0, api_keys=SecretStr(LINE))) as live:
+        command += ["--url", f"http://127.0.0.1:{live.port}"]
+        assert await asyncio.to_thread(main, command) == 2
+        assert await asyncio.to_thread(main, [*command, "--headers", str(tmp_path / "headers")]) == 0
 
 
 async def test_the_real_service_is_understood(images: Path) -> None:
