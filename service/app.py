@@ -60,8 +60,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[State]:
-        decoders = _decode_pool(settings, metrics)
-        served = Repository(settings, default_name, metrics, decoders, load)
+        served = Repository(settings, default_name, metrics, decoders := _decode_pool(settings, metrics), load)
         serving = Serving(settings, served, decoders, metrics, lifecycle, BodyBudget(settings.max_request_bytes))
         await served.open(bundle, engine)
         serving.watch()

@@ -179,7 +179,7 @@ def test_what_gates_spend_by_image_is_judged_by_what_it_gains() -> None:
     assert "+1.00 points at threshold 0.5, -0.20 points at threshold 0.5 (**not met**; one standard error" in text
     assert "of either is 1.0; `figures/adaptive.json`)" in text
     assert "easy images take 70.0 % of the dense MACs, hard ones 75.0 %" in text
-    assert "loss +0.20 (met; 50 images" in text
+    assert "loss at threshold 0 +0.20 (met; 50 images" in text
     assert "(met; one standard error" in section([], spent(0.01, 0.002))
     assert "Compute by image" not in section([])
 

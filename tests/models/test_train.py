@@ -285,7 +285,7 @@ def test_float32_gradients_are_those_of_the_parameters_that_compute(toy_checkpoi
         (["--epochs", "9"], "epochs"),
         (["--precision", "bf16"], "precision"),
         (["--model", "test_vit2"], "model"),
-        (["--init", "{dense}"], "init, init_digest"),
+        (["--init", "{dense}"], "init, init_digest, model"),  # it brings how pixels are normalised
         (["--teacher", "{dense}"], "teacher, teacher_digest"),
     ],
 )
