@@ -88,33 +88,28 @@ def make_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     )
 
 
-def allow_open_files(connections: int) -> None:
-    """Raise the process's limit of open files, if it may, to twice as many as connections; else warn.
+def within_open_files(settings: Settings) -> Settings:
+    """Raise the process's limit of open files to what connections want; the settings, with fewer if it can't be.
 
-    Each connection is one, and containers often begin at 1,024.
+    Each connection is a file, there may be twice the limit for a moment, and containers often begin at 1,024 files.
     """
-    wanted, (soft, hard) = 2 * connections + _OTHER_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted, (soft, hard) = 2 * settings.max_connections + _OTHER_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return
+        return settings
     allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    with suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-    if allowed < wanted:
-        logger.warning(
-            "this process may open %d files, and %d connections want %d: raise `ulimit -n` or lower "
-            "SKIPVIT_MAX_CONNECTIONS",
-            allowed,
-            connections,
-            wanted,
-        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed == wanted:
+        return settings
+    fewer = max(1, (allowed - _OTHER_FILES) // 2)
+    logger.warning("with %d open files SKIPVIT_MAX_CONNECTIONS is %d: raise `ulimit -n`", allowed, fewer)
+    return settings.model_copy(update={"max_connections": fewer})
 
 
 def serve(app: FastAPI, settings: Settings) -> int:
     """Serve the application until a signal ends it, and end the process; returns an exit code if nothing was served."""
     lifecycle: Lifecycle = app.state.lifecycle
-    allow_open_files(settings.max_connections)
     server = DrainingServer(
-        make_config(app, settings),
+        make_config(app, within_open_files(settings)),
         lifecycle=lifecycle,
         delay_s=settings.drain_delay_s,
         timeout_s=settings.drain_timeout_s,

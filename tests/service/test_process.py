@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import signal
 import time
 from collections import Counter
@@ -12,6 +13,8 @@ from typing import NamedTuple
 import pytest
 from PIL import Image
 
+from service.server import within_open_files
+from service.settings import Settings
 from tests.images import encode, plain
 from tests.service.live import ask, send
 from tests.service.process import FAKE, Server, running
@@ -147,3 +150,23 @@ async def test_while_it_leaves_it_asks_clients_to_connect_elsewhere() -> None:
         assert await asyncio.wait_for(reader.read(), 10)  # the document, then the end
         writer.close()
         assert server.process.wait(30) == 0
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "set_to", "connections"),
+    [
+        (4096, 4096, [], 900),
+        (1024, 1 << 20, [(1900, 1 << 20)], 900),
+        (1024, resource.RLIM_INFINITY, [(1900, resource.RLIM_INFINITY)], 900),
+        (512, 1024, [(1024, 1024)], 462),  # with 100 files for other things
+        (resource.RLIM_INFINITY, resource.RLIM_INFINITY, [], 900),
+    ],
+)
+def test_there_are_as_many_connections_as_files_may_be_open(
+    soft: int, hard: int, set_to: list[tuple[int, int]], connections: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda what: (soft, hard))
+    monkeypatch.setattr(resource, "setrlimit", lambda what, limits: made.append(limits))
+    assert within_open_files(Settings(max_connections=900)).max_connections == connections
+    assert made == set_to
