@@ -31,6 +31,7 @@ RANGES = "int8.json"
 IMAGES = 256  # enough for a steady 0.01 %-quantile: each has dozens of tokens of hundreds of values
 THRESHOLDS = (0.0, 0.1, 0.25, 0.4, 0.6)  # drawn for each image
 AGREEMENT = 0.9  # with float32, for a graph of a lower precision to be written; of thousands of images, over 98 % agree
+ENOUGH = 32  # images that are judged as they agree
 _BATCH = 32
 _WITHOUT = f"leave int8 out: without --calibrate, and no {RANGES} in the checkpoint's folder"
 _RANGE = "float16 ends at 65504 and has three digits: too little for this model's activations"
@@ -90,10 +91,13 @@ def check_labels(one: Engine, other: Engine, precision: Precision, pixels: NDArr
 
 
 def plainly_fewer(same: int, images: int) -> bool:
-    """Whether so few agree by chance, of a graph that agrees on AGREEMENT of all images, once in 40 times at most.
+    """Whether fewer than AGREEMENT agree, and of few images so few that chance says it once in 40 times at most.
 
-    That is two standard errors, exact for a few images: of 4, one that doesn't agree says nothing.
+    That is two standard errors, exactly, of a graph that agrees on AGREEMENT of all images: of 4, one that doesn't
+    says nothing. Graphs that are sound agree on over 98 %, so of ENOUGH images chance doesn't make them fail.
     """
+    if images >= ENOUGH:
+        return same < AGREEMENT * images
     ways = (math.comb(images, k) * AGREEMENT**k * (1 - AGREEMENT) ** (images - k) for k in range(same + 1))
     return sum(ways) < 0.025
 

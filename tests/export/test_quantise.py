@@ -189,8 +189,8 @@ class Shifted(FakeEngine):
 
 @pytest.mark.parametrize(
     ("wrong", "images", "refused"),
-    [(0, 4, False), (1, 4, False), (3, 4, True), (1, 1, False), (2, 2, True), (4, 48, False), (9, 48, False)]
-    + [(10, 48, True), (48, 48, True), (120, 1000, True)],
+    [(0, 4, False), (1, 4, False), (3, 4, True), (1, 1, False), (2, 2, True), (3, 12, False), (5, 12, True)]
+    + [(3, 32, False), (4, 32, True), (4, 48, False), (5, 48, True), (120, 1000, True)],
 )
 def test_few_images_refuse_a_precision_only_where_chance_doesnt_explain_it(
     wrong: int, images: int, refused: bool
