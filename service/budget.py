@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
-from service.artifact import CalibrationPoint, Manifest, Precision
+from service.artifact import CalibrationPoint, Manifest, Precision, SecondLookPoint
 from service.errors import BadParameter
 from service.settings import PresetName
 
@@ -254,13 +254,14 @@ def _lines_of_one_look(
 
 
 def _lines_of_two_looks(manifest: Manifest, looks_ratio: float) -> list[_Line]:
-    def candidate(accuracy: float, choice: Choice) -> _Candidate:
-        return _Candidate(accuracy, round(expected(manifest, choice, looks_ratio=looks_ratio).time_ratio, 4), choice)
+    once = {px: _expected_once(manifest, px, 0.0).time_ratio for px in manifest.sizes_px}
 
-    return [
-        _rising([candidate(point.accuracy, Choice(px, 0.0, point.sure, again_px)) for point in points])
-        for (px, again_px), points in manifest.looks.items()
-    ]
+    def candidate(point: SecondLookPoint) -> _Candidate:  # a row of the table, so nothing is between others
+        again = min(1.0, looks_ratio * point.looked_again)
+        choice = Choice(point.size_px, 0.0, point.sure, point.again_px)
+        return _Candidate(point.accuracy, round(once[choice.size_px] + again * once[choice.again_px], 4), choice)
+
+    return [_rising([candidate(point) for point in points]) for points in manifest.looks.values()]
 
 
 def _rising(line: _Line) -> _Line:
