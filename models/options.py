@@ -41,7 +41,7 @@ def device(text: str) -> str:
     name = text if text != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.zeros(1, device=name).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch's: no driver, no CUDA built in, `meta`
         reason = str(error).strip().splitlines()[0]
         raise ArgumentTypeError(f"nothing is computed on {name!r} here ({reason}): give auto, cpu or cuda") from None
     return name

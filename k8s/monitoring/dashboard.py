@@ -177,14 +177,7 @@ ROWS: dict[str, list[Panel]] = {
             "Pods by the model version that they serve.",
         ),
     ],
-    "Resources": [
-        Panel(
-            "Engine busy",
-            "percentunit",
-            [("{{pod}}", _rate("skipvit_engine_busy_seconds_total", "pod"))],
-            "Share of time in which a batch runs; the autoscaler's second signal.",
-            {"scale": 0.7},
-        ),
+    "Before the queue": [
         Panel(
             "Decoding busy",
             "percentunit",
@@ -202,13 +195,22 @@ ROWS: dict[str, list[Panel]] = {
             "Open ones of each pod, and those that were ended without an answer of a route.",
         ),
         Panel(
-            "Before the queue",
+            "Waiting to be decoded or received",
             "short",
             [
                 ("{{pod}}: images to decode", f"skipvit_pending_decodes{{{SELECTOR}}}"),
                 ("{{pod}}: MB of bodies", f"skipvit_body_bytes{{{SELECTOR}}} / 1e6"),
             ],
             "What waits to be decoded or received; either can refuse with 429 while the engine is idle.",
+        ),
+    ],
+    "Resources": [
+        Panel(
+            "Engine busy",
+            "percentunit",
+            [("{{pod}}", _rate("skipvit_engine_busy_seconds_total", "pod"))],
+            "Share of time in which a batch runs; the autoscaler's second signal.",
+            {"scale": 0.7},
         ),
         Panel(
             "CPU", "short", [("{{pod}}", _rate("process_cpu_seconds_total", "pod", 'job="skipvit"'))], "CPUs in use."
@@ -231,16 +233,8 @@ def dashboard() -> dict[str, Any]:
     panels: list[dict[str, Any]] = []
     y = 0
     for name, row in ROWS.items():
-        panels.append(
-            {
-                "id": len(panels) + 1,
-                "type": "row",
-                "title": name,
-                "collapsed": False,
-                "gridPos": _at(0, y, _COLUMNS, 1),
-                "panels": [],
-            }
-        )
+        title = {"id": len(panels) + 1, "type": "row", "title": name, "collapsed": False, "panels": []}
+        panels.append(title | {"gridPos": _at(0, y, _COLUMNS, 1)})
         width = _COLUMNS // len(row)
         for index, panel in enumerate(row):
             panels.append({"id": len(panels) + 1, "gridPos": _at(index * width, y + 1, width, _HEIGHT), **_draw(panel)})
@@ -265,12 +259,8 @@ def _at(x: int, y: int, width: int, height: int) -> dict[str, int]:
 
 def _draw(panel: Panel) -> dict[str, Any]:
     steps = [{"color": "green", "value": None}, *({"color": "orange", "value": value} for value in panel.warn.values())]
-    custom = {
-        "fillOpacity": 10,
-        "lineWidth": 1,
-        "showPoints": "never",
-        "thresholdsStyle": {"mode": "line" if panel.warn else "off"},
-    }
+    custom: dict[str, Any] = {"fillOpacity": 10, "lineWidth": 1, "showPoints": "never"}
+    custom["thresholdsStyle"] = {"mode": "line" if panel.warn else "off"}
     defaults: dict[str, Any] = {
         "unit": panel.unit,
         "min": 0,

@@ -73,6 +73,16 @@ def idle_attention_macs(model: PrunedViT, kept: torch.Tensor) -> int:
     return total
 
 
+def costs_what_is_counted(model: PrunedViT) -> None:
+    """In full and at a threshold, for one image."""
+    images = random_images(model, 1)
+    assert shape_of(model).timm_forward == counted_macs(model, images, None)
+    with torch.inference_mode():
+        kept = model(images, torch.tensor([0.5])).kept
+    counted = counted_macs(model, images, 0.5) - idle_attention_macs(model, kept)
+    assert used_macs(shape_of(model), kept, gated=True).tolist() == [counted]
+
+
 @pytest.mark.parametrize(("pool", "prefix"), [("map", True), ("map", False), ("prr", True)])
 def test_attention_pooling_is_counted(pool: str, prefix: bool) -> None:
     model = random_vit("test_vit3", 64, gated_layers=(1, 4))
@@ -80,12 +90,7 @@ def test_attention_pooling_is_counted(pool: str, prefix: bool) -> None:
         model.vit.attn_pool = AttentionPoolPrr(model.vit.embed_dim, num_heads=3, pool_type="avg")
     model.vit.pool_include_prefix = prefix
     model.requires_grad_(False)  # the counter can't follow a parameter that is expanded
-    images = random_images(model, 1)
-    assert shape_of(model).timm_forward == counted_macs(model, images, None)
-    with torch.inference_mode():
-        kept = model(images, torch.tensor([0.5])).kept
-    counted = counted_macs(model, images, 0.5) - idle_attention_macs(model, kept)
-    assert used_macs(shape_of(model), kept, gated=True).tolist() == [counted]
+    costs_what_is_counted(model)
 
 
 @pytest.mark.parametrize("kind", [partial(SwiGLUPacked, hidden_features=256), partial(SwiGLU, hidden_features=128)])
@@ -94,12 +99,7 @@ def test_a_gated_mlp_costs_its_three_matrices(kind: Callable[[int], nn.Module], 
     model = random_vit(gated_layers=(1, 2), skips=skips)
     for block in model.vit.blocks:
         block.mlp = kind(model.vit.embed_dim).eval()
-    images = random_images(model, 1)
-    assert shape_of(model).timm_forward == counted_macs(model, images, None)
-    with torch.inference_mode():
-        kept = model(images, torch.tensor([0.5])).kept
-    counted = counted_macs(model, images, 0.5) - idle_attention_macs(model, kept)
-    assert used_macs(shape_of(model), kept, gated=True).tolist() == [counted]
+    costs_what_is_counted(model)
 
 
 def test_the_real_model_costs_what_the_literature_says() -> None:

@@ -486,7 +486,7 @@ async def test_when_it_is_crowded_who_sends_no_header_makes_room(
         late = [await connect(live) for _ in range(4)]  # so many that another wouldn't even be read from
         for _, writer in late:
             writer.write(start)
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.2)  # longer than it is patient, which no event ends
         for _ in range(3):
             assert (await ask(live.port, "GET", "/v1/models"))[0] == 200
         ended = [asyncio.create_task(reader.read()) for reader, _ in late]
